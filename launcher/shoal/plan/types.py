@@ -1,0 +1,170 @@
+"""The plan: everything decided, frozen, and the only thing that crosses a process boundary as `plan.json`.
+
+It has two halves. The **trajectory** is what is learnt and in what order, free of any number of workers; two plans with
+one `trajectory_digest` see the same global batches. The **layout** is how a place computes it, and may change on resume.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from shoal.spec.base import Frozen
+from shoal.spec.cluster import S3Spec
+from shoal.spec.job import LoraSpec, QuantizationSpec
+
+PLAN_VERSION = 1
+
+
+class Count(Frozen):
+    """A number that preparation makes exact; until then it is marked as an estimate."""
+
+    value: int
+    estimate: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.value:,}" + (" (estimate)" if self.estimate else "")
+
+
+class SourceObject(Frozen):
+    """One object to read rows from, pinned by its etag."""
+
+    url: str
+    size: int
+    """Bytes as stored."""
+    etag: str
+
+
+class ModelPlan(Frozen):
+    base: str
+    """As the job file names it."""
+    kind: Literal["hub", "folder", "object"]
+    """`object`: an s3:// prefix or file that each node downloads once."""
+    gguf: bool
+    """A .gguf file, converted to safetensors once per node."""
+    revision: str | None
+    """Commit of a hub model."""
+    digest: str
+    """Identity of the weights and configuration: commit, etags, or sizes and times of local files."""
+    tokenizer_digest: str
+    """Identity of the tokenizer and its chat template."""
+    architecture: str
+    num_parameters: int
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    adapter: str | None
+    """Location of the adapter or model to start from; run ids are resolved."""
+    token: str | None
+    """Reference to a hub token."""
+    trust_remote_code: bool
+
+
+class DataPlan(Frozen):
+    train: tuple[SourceObject, ...]
+    validation: tuple[SourceObject, ...]
+    """Held-out objects; empty when validation_fraction says how much of train is held out."""
+    validation_fraction: float
+    format: Literal["messages", "instruction", "prompt-completion", "text"]
+    sequence_length: int
+    packing: bool
+    overlength: Literal["reject", "truncate"]
+    max_rejected: float
+    digest: str
+    """Digest of everything that the prepared shards depend on; they lie at prepared/DIGEST."""
+
+
+class OptimizerPlan(Frozen):
+    learning_rate: float
+    lr_scheduler_type: str
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+
+
+class Trajectory(Frozen):
+    model: ModelPlan
+    task: Literal["causal-lm"]
+    method: Literal["full", "lora", "qlora"]
+    lora: LoraSpec | None
+    """None for full fine-tuning."""
+    quantization: QuantizationSpec | None
+    """None but for qlora."""
+    data: DataPlan
+    dtype: Literal["fp32", "bf16"]
+    num_train_epochs: int
+    max_steps: int | None
+    batch_size: int
+    """Rows per optimizer step over all workers."""
+    seed: int
+    optimizer: OptimizerPlan
+    steps: Count
+    """Optimizer steps of the whole run."""
+    steps_per_epoch: Count
+    tokens: Count
+    """Tokens of the whole run."""
+    eval_steps: int | None
+    """None: at the start and at the end of each epoch."""
+    early_stopping_patience: int | None
+    load_best_model_at_end: bool
+
+
+class Layout(Frozen):
+    workers: int
+    device: Literal["cpu", "cuda"]
+    micro_batch_size: int
+    """Rows per forward pass of one worker."""
+    accumulation: int
+    """Micro-steps of every worker in a full optimizer step."""
+    idle_rows: int
+    """Zero-weight row slots per full step: workers x accumulation x micro-batch - batch size."""
+    stage: Literal[0, 1, 2, 3]
+    offload: Literal["none", "optimizer", "parameters"]
+    gradient_checkpointing: bool
+    attn_implementation: Literal["auto", "per_document", "sdpa", "eager", "flash_attention_2"]
+    deepspeed: dict[str, Any]
+    """The complete DeepSpeed configuration."""
+
+
+class StoragePlan(Frozen):
+    run: str
+    """The run's folder."""
+    prepared: str
+    """The folder of this data's token shards: PREPARED/DIGEST."""
+    cache: str
+    """Folder on each node."""
+    s3: S3Spec
+    """How s3:// locations are reached; credentials by reference."""
+
+
+class CheckpointPlan(Frozen):
+    every_steps: int
+    keep: int
+
+
+class Plan(Frozen):
+    version: int = PLAN_VERSION
+    shoal: str
+    """Version of Shoal that made the plan."""
+    run_id: str
+    trajectory: Trajectory
+    layout: Layout
+    storage: StoragePlan
+    checkpoint: CheckpointPlan
+    merge: bool
+    logging_steps: int
+    self_check: bool
+    prompts: tuple[str, ...]
+    max_failures: int
+    notes: tuple[str, ...]
+    """What a person should know: what an uneven deal wastes, what the layout may move, what was guessed."""
+
+    @property
+    def trajectory_digest(self) -> str:
+        """16 hex digits over the trajectory; counts are left out, since they follow from the rest."""
+        body = self.trajectory.model_dump(mode="json", exclude={"steps", "steps_per_epoch", "tokens"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]

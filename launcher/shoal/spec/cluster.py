@@ -1,0 +1,72 @@
+"""The cluster profile: **where** a job runs and where its files lie. Secrets are named, never written."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from shoal.spec.base import Frozen
+
+Location = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+
+
+class CredentialRef(Frozen):
+    """Where an S3 key is found, by reference; with nothing set, the usual AWS chain is asked."""
+
+    access_key_env: str | None = None
+    """Environment variable that holds the access key id."""
+    secret_key_env: str | None = None
+    """Environment variable that holds the secret access key."""
+    profile: str | None = None
+    """Profile of the AWS configuration files."""
+    file: str | None = None
+    """JSON file (mode 0600) with `access_key` and `secret_key`."""
+    anonymous: bool = False
+    """Read public buckets without a key."""
+
+
+class S3Spec(Frozen):
+    """How s3:// locations are reached."""
+
+    server: Literal["external", "embedded"] = "external"
+    """`embedded` starts Shoal's own S3 server on loopback when a command needs it."""
+    folder: str = "~/.shoal/store"
+    """The embedded server's data."""
+    endpoint_url: str | None = None
+    """Endpoint of an S3-compatible store; default: AWS."""
+    region: str | None = None
+    """Region of the store."""
+    credentials: CredentialRef = CredentialRef()
+    """Where the key is found."""
+
+
+class StorageSpec(Frozen):
+    runs: Location = "s3://shoal/runs"
+    """Folder that run folders are made in."""
+    prepared: Location = "s3://shoal/prepared"
+    """Folder of prepared token shards, shared by all runs."""
+    cache: str = "~/.shoal/cache"
+    """Folder on each node for downloaded models and token shards."""
+    s3: S3Spec = S3Spec()
+    """How s3:// locations are reached."""
+
+
+class ResourcesSpec(Frozen):
+    cpu: float = Field(default=1, gt=0)
+    """CPU cores per worker."""
+    gpu: int = Field(default=0, ge=0, le=1)
+    """GPUs per worker: each worker drives one or none."""
+    accelerator_type: str | None = None
+    """GPU type as Ray names it, such as H100."""
+
+
+class ClusterProfile(Frozen):
+    kind: Literal["inline", "local"]
+    """`inline`: this process, no Ray. `local`: an embedded Ray on this machine."""
+    workers: int = Field(default=1, ge=1, le=4096)
+    """Training workers."""
+    resources_per_worker: ResourcesSpec = ResourcesSpec()
+    """What each worker takes."""
+    max_failures: int = Field(default=3, ge=0)
+    """Times the worker group is started again after a failure that is not the user's."""
+    storage: StorageSpec = StorageSpec()
+    """Where files lie."""
