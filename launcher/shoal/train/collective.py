@@ -1,0 +1,40 @@
+"""What ranks tell each other outside of training: small values, and errors, so that nobody is left waiting."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from shoal.errors import ShoalError
+from shoal.train.world import World
+
+T = TypeVar("T")
+
+
+def exchange(world: World, value: T) -> list[T]:
+    """Every rank's value, by rank."""
+    if world.size == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(world: World, work: Callable[[], T]) -> T:
+    """What rank 0's `work` returned, on every rank; its ShoalError is raised on every rank."""
+    answer: tuple[Any, ShoalError | None] = (None, None)
+    if world.is_main:
+        try:
+            answer = (work(), None)
+        except ShoalError as exc:
+            answer = (None, exc)
+    value, error = exchange(world, answer)[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def raise_first(errors: Iterable[ShoalError | None]) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
