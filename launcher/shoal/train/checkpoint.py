@@ -85,7 +85,8 @@ def deal(sizes: Sequence[int], workers: int) -> list[int]:
 def save(engine: States, plan: Plan, progress: Progress, folder: RunFolder, storage: Storage, world: World) -> Manifest:
     """Write a checkpoint of `progress.step`; collective. Returns the manifest that now stands for this step.
 
-    The parts of a complete checkpoint of the same step and trajectory are kept as they are. Raises StorageError on every rank alike.
+    The parts of a complete checkpoint of the same step and trajectory are kept as they are. Raises StorageError on
+    every rank alike.
     """
     kept, token = from_main(world, lambda: (standing(storage, folder, plan, progress), secrets.token_hex(3)))
     if kept is not None:

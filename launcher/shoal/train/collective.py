@@ -1,6 +1,8 @@
 """What ranks tell each other outside of training: small values, and errors, so that nobody is left waiting."""
 
 from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from shoal.errors import ShoalError
@@ -16,8 +18,16 @@ def exchange(world: World, value: T) -> list[T]:
     import torch.distributed as dist
 
     values: list[Any] = [None] * world.size
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_patient_group(dist.group.WORLD))
     return values
+
+
+@lru_cache(maxsize=1)
+def _patient_group(world_group: Any) -> Any:
+    """A gloo group beside the default one: NCCL gives up after minutes, and an export of a large model takes longer."""
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo", timeout=timedelta(hours=12))
 
 
 def from_main(world: World, work: Callable[[], T]) -> T:

@@ -1,0 +1,195 @@
+"""Rank 0's record of a run: metrics.jsonl, events.jsonl and TensorBoard scalars.
+
+Rows are appended to local files at once. Object stores cannot append, so a small thread uploads whole files now and
+then, seldom enough that uploading takes a small share of the time however long they grow. After a resume, what lies
+beyond the checkpoint is dropped and TensorBoard's scalars are rebuilt from the rows that stay: no step shows twice.
+"""
+
+import contextlib
+import json
+import math
+import shutil
+import threading
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoal.errors import StorageError
+from shoal.plan.types import Plan
+from shoal.runs import RunFolder
+from shoal.storage import Storage
+from shoal.train.manifest import scratch_folder
+from shoal.train.world import Event
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRIC_KINDS = ("step", "eval")
+UPLOAD_EVERY_S = 5.0
+UPLOAD_SHARE = 0.05
+"""An upload that takes t seconds is followed by a pause of at least t / UPLOAD_SHARE."""
+SCALARS = {
+    "step": {
+        "loss": "train/loss",
+        "learning_rate": "train/learning_rate",
+        "grad_norm": "train/grad_norm",
+        "tokens_per_s": "train/tokens_per_s",
+    },
+    "eval": {"loss": "validation/loss", "perplexity": "validation/perplexity"},
+}
+
+
+class Journal:
+    """One attempt's journal. All methods are called from the training thread; close it at the end.
+
+    Earlier metrics stay as they are until the first row of this attempt, or until `resume`, whichever comes first.
+    """
+
+    def __init__(self, plan: Plan, folder: RunFolder, storage: Storage):
+        self._folder, self._storage = folder, storage
+        self._scratch = scratch_folder(plan) / "journal"
+        self._metrics, self._events = self._scratch / "metrics.jsonl", self._scratch / "events.jsonl"
+        self._board = self._scratch / "tensorboard"
+        self._urls = {self._metrics: folder.metrics, self._events: folder.events}
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._board.mkdir(parents=True)
+        self._earlier = {path: self._stored(url) for path, url in self._urls.items()}
+        self.attempt = 1 + max((row.get("attempt", 0) for rows in self._earlier.values() for row in rows), default=0)
+        self._events.write_text("".join(_line(row) for row in self._earlier[self._events]))
+        self._known: set[tuple[str, int]] = set()
+        self._writer: SummaryWriter | None = None
+        self._board_is_ours = False
+        self._dirty: set[Path] = set()
+        self._rows_lock, self._upload_lock = threading.Lock(), threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._upload_now_and_then, name="journal", daemon=True)
+        self._thread.start()
+
+    def resume(self, step: int) -> None:
+        """Keep earlier metrics up to `step`, and drop what lies beyond: the run goes on from there."""
+        with self._rows_lock:
+            self._begin(step)
+
+    def record(self, event: Event) -> None:
+        """Write one event with the time and the attempt: step and eval rows as metrics, everything else as events."""
+        row = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "attempt": self.attempt, **event}
+        with self._rows_lock:
+            if event["kind"] in METRIC_KINDS:
+                if self._writer is None:
+                    self._begin(after_step=0)
+                self._record_metric(row)
+            else:
+                _append(self._events, row)
+                self._dirty.add(self._events)
+
+    def flush(self) -> None:
+        """Upload everything, TensorBoard included; at checkpoints and at the end. Raises StorageError."""
+        self._upload()
+        if self._writer is None:
+            return
+        self._writer.flush()
+        where = self._folder.tensorboard.rstrip("/") + "/"
+        with self._upload_lock:
+            if not self._board_is_ours:
+                self._storage.delete(where)
+                self._board_is_ours = True
+            self._storage.upload(self._board, where)
+
+    def close(self) -> None:
+        """Flush and stop; the local files go."""
+        self._closing.set()
+        self._thread.join()
+        try:
+            self.flush()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _stored(self, url: str) -> list[dict[str, Any]]:
+        return _rows(self._storage.read(url)) if self._storage.exists(url) else []
+
+    def _begin(self, after_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = [row for row in self._earlier.pop(self._metrics) if row["step"] <= after_step]
+        self._metrics.write_text("".join(_line(row) for row in kept))
+        self._dirty.add(self._metrics)
+        self._known = {(row["kind"], row["step"]) for row in kept}
+        self._writer = SummaryWriter(str(self._board))
+        for row in kept:
+            self._scalars(row)
+
+    def _record_metric(self, row: dict[str, Any]) -> None:
+        key = (row["kind"], row["step"])
+        if key in self._known:
+            # A resumed run may measure the step it starts from again: the new row takes the earlier one's place.
+            rows = [old for old in _rows(self._metrics.read_bytes()) if (old["kind"], old["step"]) != key]
+            self._metrics.write_text("".join(_line(old) for old in rows))
+        else:
+            self._known.add(key)
+            self._scalars(row)
+        _append(self._metrics, row)
+        self._dirty.add(self._metrics)
+
+    def _scalars(self, row: dict[str, Any]) -> None:
+        assert self._writer is not None
+        at = datetime.fromisoformat(row["time"]).timestamp()
+        for field, tag in SCALARS[row["kind"]].items():
+            if row.get(field) is not None:
+                self._writer.add_scalar(tag, row[field], row["step"], walltime=at)
+
+    def _upload(self) -> None:
+        with self._upload_lock:
+            with self._rows_lock:
+                contents = {path: path.read_bytes() for path in self._dirty}
+                self._dirty = set()
+            try:
+                for path, data in contents.items():
+                    self._storage.write(self._urls[path], data)
+            except StorageError:
+                with self._rows_lock:
+                    self._dirty |= contents.keys()
+                raise
+
+    def _upload_now_and_then(self) -> None:
+        pause = UPLOAD_EVERY_S
+        while not self._closing.wait(pause):
+            started = time.monotonic()
+            # After an error the rows stay dirty: the next upload takes them along, and flush says what is wrong.
+            with contextlib.suppress(StorageError):
+                self._upload()
+            pause = max(UPLOAD_EVERY_S, (time.monotonic() - started) / UPLOAD_SHARE)
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(_line(row))
+
+
+def _rows(data: bytes) -> list[dict[str, Any]]:
+    """Whole rows only: a process that died while writing leaves half a line at the end."""
+    found = []
+    for line in data.splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(_finite(row), allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: a perplexity beyond a float's range is null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    return value
