@@ -1,0 +1,231 @@
+"""The one door into training: a plan, a place among the workers, and somebody to report to."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoal import models
+from shoal.data.order import Order
+from shoal.data.prepared import Prepared
+from shoal.data.reader import Reader
+from shoal.data.template import Encoded
+from shoal.errors import ShoalError
+from shoal.infer.generate import answers
+from shoal.plan.types import Plan
+from shoal.runs import RunFolder
+from shoal.storage import Storage
+from shoal.train import checkpoint, selfcheck
+from shoal.train.collective import from_main
+from shoal.train.engine import Engine
+from shoal.train.export import export
+from shoal.train.journal import Journal
+from shoal.train.loop import Loop, Save, evaluate
+from shoal.train.manifest import Manifest, Progress
+from shoal.train.model import build, load_base
+from shoal.train.voice import Voice
+from shoal.train.world import Directive, Report, Result, World
+
+PROBE_ROWS = 3
+PROBE_TOKENS = 64
+START = Progress(step=0, epoch=0, batch=0, tokens=0, seconds=0.0)
+
+
+def run(plan: Plan, world: World, report: Report) -> Result:
+    """Trains `plan` from its newest complete checkpoint, or from the start, and exports the result.
+
+    Every rank calls this with the same plan; `report` is called on rank 0 alone. Raises ShoalError for what a person can
+    mend; it has then been told and written down.
+    """
+    if plan.layout.device == "cpu" and world.local_size > 1:
+        torch.set_num_threads(1)  # workers of one machine with default threads fight over its cores
+    storage = Storage(plan.storage.s3)
+    folder = RunFolder(storage, plan.storage.run)
+    voice = Voice(report, Journal(plan, folder, storage) if world.is_main else None)
+    try:
+        return Worker(plan, world, storage, folder, voice).run()
+    except ShoalError as error:
+        voice.tell({"kind": "error", "message": str(error)})
+        raise
+    finally:
+        voice.close()
+
+
+@dataclass
+class Worker:
+    """One rank of one run, from loading to the result."""
+
+    plan: Plan
+    world: World
+    storage: Storage
+    folder: RunFolder
+    voice: Voice
+
+    def run(self) -> Result:
+        plan, world, model_plan = self.plan, self.world, self.plan.trajectory.model
+        self.voice.phase("loading", model_plan.base)
+        cache = Path(plan.storage.cache).expanduser()
+        base = models.materialise(model_plan, self.storage, cache)
+        prepared = Prepared.open(self.storage, plan.storage.prepared, cache)
+        data = plan.trajectory.data
+        order = Order(
+            prepared.lengths,
+            prepared.targets,
+            plan.trajectory.seed,
+            plan.trajectory.batch_size,
+            data.sequence_length,
+            data.packing,
+        )
+        manifest = from_main(world, self._newest)
+        model = build(plan, base, models.start_folder(model_plan, self.storage, cache), world)
+        if plan.self_check and manifest is None:
+            self._check(model, prepared, order)
+        engine = Engine(model, plan.layout, plan.trajectory.optimizer, world)
+        progress = self._restore(engine, manifest) if manifest else START
+        reader = Reader(prepared, order, world.rank, world.size, plan.layout.micro_batch_size)
+        loop = Loop(plan, world, engine, prepared, order, reader, self.voice, self.save_with(engine), progress)
+        if loop.run() == Directive.STOP:
+            return _result(loop, "stopped")
+        return self._finish(loop, base)
+
+    def save_with(self, engine: Engine) -> Save:
+        def save(progress: Progress) -> None:
+            self.voice.phase("saving", f"step {progress.step}")
+            began = time.perf_counter()
+            manifest = checkpoint.save(engine, self.plan, progress, self.folder, self.storage, self.world)
+            seconds = time.perf_counter() - began
+            self.voice.tell({"kind": "checkpoint", "step": manifest.step, "seconds": seconds, "bytes": manifest.bytes})
+            self.voice.flush()
+            if self.world.is_main:
+                keep_best = self.plan.trajectory.load_best_model_at_end and progress.best
+                best_step = progress.best.step if keep_best and progress.best else None
+                checkpoint.retain(self.storage, self.folder, self.plan.checkpoint.keep, best_step)
+            self.voice.phase("training")
+
+        return save
+
+    def _newest(self) -> Manifest | None:
+        manifest = checkpoint.newest(
+            self.storage, self.folder, lambda message: self.voice.tell({"kind": "note", "message": message})
+        )
+        if manifest is not None:
+            checkpoint.require_resumable(manifest, self.plan)
+        return manifest
+
+    def _check(self, model: Any, prepared: Prepared, order: Order) -> None:
+        self.voice.phase("checking", "two of your batches on your model")
+        device = self.device
+        figures = selfcheck.check(model.to(device), _first_documents(prepared, order), device)
+        self.voice.tell({"kind": "note", "message": "self-check passed", "figures": figures})
+
+    def _restore(self, engine: Engine, manifest: Manifest) -> Progress:
+        self.voice.phase("loading", f"checkpoint of step {manifest.step}")
+        checkpoint.load(engine, manifest, self.plan, self.folder, self.storage, self.world)
+        engine.set_step(manifest.step)
+        self.voice.resume(manifest.step)
+        self.voice.tell({"kind": "note", "message": f"going on from the checkpoint of step {manifest.step}"})
+        return Progress(**manifest.model_dump(include=set(Progress.model_fields)))
+
+    def _finish(self, loop: Loop, base: Path) -> Result:
+        """From the last step to a result: the best weights where asked for, the export and its gate, answers."""
+        engine, progress = loop.engine, loop.progress
+        tokenizer = models.load_tokenizer(base, self.plan.trajectory.model.trust_remote_code)
+        step = progress.step
+        best = progress.best
+        if self.plan.trajectory.load_best_model_at_end and best and best.step != step:
+            manifest = from_main(self.world, lambda: checkpoint.at(self.storage, self.folder, best.step))
+            if manifest is not None:
+                step, loop.validation_loss = best.step, best.loss
+                checkpoint.load(engine, manifest, self.plan, self.folder, self.storage, self.world)
+        if loop.validation_loss is None and len(loop.prepared.validation_lengths):
+            loop.validation_loss, _ = evaluate(engine, loop.reader, self.world)
+        self.voice.phase("exporting", f"the weights of step {step}")
+        engine.eval()
+        gate = export(
+            plan=self.plan,
+            engine=engine,
+            base_folder=base,
+            tokenizer=tokenizer,
+            folder=self.folder,
+            storage=self.storage,
+            world=self.world,
+            rows=_probe_rows(loop.prepared),
+            live_logits=engine.logits,
+            losses={"base": progress.base_loss, "result": loop.validation_loss},
+        )
+        self.voice.tell({"kind": "export", **gate})
+        told = self._answers(engine, tokenizer, base)
+        for answer in told:
+            self.voice.tell({"kind": "answer", **answer})
+        result = _result(loop, "finished", export=gate["url"], gate=gate, told=told)
+        if self.world.is_main:
+            self.storage.write(self.folder.result, json.dumps(asdict(result), indent=1).encode())
+        self.voice.tell({"kind": "result", **asdict(result)})
+        return result
+
+    def _answers(self, engine: Engine, tokenizer: Any, base: Path) -> list[dict[str, str]]:
+        """The job's prompts, answered greedily by base and result; on all ranks alike, since ZeRO-3 shares the weights."""
+        prompts = self.plan.prompts
+        if not prompts:
+            return []
+        self.voice.phase("exporting", "answering your prompts")
+        after = answers(engine.model, tokenizer, prompts)
+        if hasattr(engine.model, "disable_adapter"):
+            with engine.model.disable_adapter():
+                before = answers(engine.model, tokenizer, prompts)
+        else:
+            before = from_main(
+                self.world,
+                lambda: answers(load_base(self.plan.trajectory, base, "sdpa", self.device), tokenizer, prompts),
+            )
+        return [
+            {"prompt": prompt, "before": old, "after": new}
+            for prompt, old, new in zip(prompts, before, after, strict=True)
+        ]
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", self.world.local_rank) if self.plan.layout.device == "cuda" else torch.device("cpu")
+
+
+def _first_documents(prepared: Prepared, order: Order) -> list[Encoded]:
+    """Documents of the first two global batches: two from each."""
+    documents: list[Encoded] = []
+    for step in (1, 2):
+        rows = order.batch(order.locate(step))
+        documents += prepared.read(np.concatenate(rows)[:2])
+    return documents
+
+
+def _probe_rows(prepared: Prepared) -> list[np.ndarray]:
+    """Token rows that the export is compared on."""
+    return [
+        document.input_ids[:PROBE_TOKENS]
+        for document in prepared.read(np.arange(min(PROBE_ROWS, len(prepared.lengths))))
+    ]
+
+
+def _result(
+    loop: Loop,
+    state: str,
+    export: str | None = None,
+    gate: dict[str, Any] | None = None,
+    told: list[dict[str, str]] | None = None,
+) -> Result:
+    return Result(
+        state=state,
+        step=loop.progress.step,
+        steps=loop.steps,
+        tokens=loop.progress.tokens,
+        seconds=loop.progress.seconds,
+        base_loss=loop.progress.base_loss,
+        loss=loop.validation_loss,
+        train_loss=loop.train_loss,
+        export=export,
+        gate=gate,
+        answers=told or [],
+    )

@@ -1,0 +1,231 @@
+"""The loop: read a global batch, accumulate its exact gradient, step; evaluate and save when due.
+
+Every decision that ranks must share (leave, save, stop early, a loss that is no number) follows from one small all-reduce
+per step, so that no rank ever waits for a collective that another does not enter.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import distributed
+
+from shoal.data.order import Order
+from shoal.data.prepared import Prepared
+from shoal.data.reader import Reader, StepBatch
+from shoal.errors import Problem, TrainingError
+from shoal.plan.types import Plan
+from shoal.tasks import causal_lm
+from shoal.train import schedule
+from shoal.train.engine import Engine
+from shoal.train.manifest import Best, Progress
+from shoal.train.world import Directive, Event, World
+
+
+class Voice(Protocol):
+    """How the loop is heard and told what to do."""
+
+    wish: Directive
+    """What this rank was last asked to do."""
+
+    def tell(self, event: Event) -> None: ...
+
+
+class Save(Protocol):
+    def __call__(self, progress: Progress) -> None: ...
+
+
+@dataclass
+class Loop:
+    """What training one plan on one rank needs; `progress` is where it stands."""
+
+    plan: Plan
+    world: World
+    engine: Engine
+    prepared: Prepared
+    order: Order
+    reader: Reader
+    voice: Voice
+    save: Save
+    progress: Progress
+    validation_loss: float | None = None
+    """Of the newest evaluation, in nats per target."""
+    train_loss: float | None = None
+    """Of the newest step, in nats per target."""
+    _clock: "Clock" = field(default_factory=lambda: Clock())
+
+    @property
+    def steps(self) -> int:
+        return self.order.steps(self.plan.trajectory.num_train_epochs, self.plan.trajectory.max_steps)
+
+    def run(self) -> Directive:
+        """Trains from `progress` to the end; CONTINUE when the run is complete, STOP when it left early on request."""
+        rates = schedule.learning_rates(self.plan.trajectory.optimizer, self.steps)
+        if self.progress.step == 0:
+            self._evaluate()
+        if self._exhausted():
+            return Directive.CONTINUE
+        self.voice.tell({"kind": "phase", "phase": "training", "detail": f"{self.steps} steps"})
+        self._clock.start()
+        for batch in self.reader.steps(self.progress.step + 1, self.steps):
+            wish = self._step(batch, rates(batch.step))
+            if self._evaluation_due() and self._evaluate():
+                wish = Directive(max(wish.value, Directive.SAVE.value))
+            last = self.progress.step == self.steps or self._exhausted()
+            if last or wish != Directive.CONTINUE or self.progress.step % self.plan.checkpoint.every_steps == 0:
+                self.save(self.progress)
+                self.voice.wish = Directive.CONTINUE
+                self._clock.start()
+            if wish == Directive.STOP and not last:
+                return Directive.STOP
+            if last:
+                break
+        return Directive.CONTINUE
+
+    def _step(self, batch: StepBatch, learning_rate: float) -> Directive:
+        """One optimizer step. A global batch without a target changes nothing, on every rank alike."""
+        trajectory = self.plan.trajectory
+        torch.manual_seed(_mixed(trajectory.seed, batch.step, self.world.rank))
+        self.engine.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
+        if batch.targets:
+            for micro in batch.micro_batches:
+                total += self.engine.accumulate(causal_lm.collate(micro.documents, self.engine.device), batch.targets)
+        loss, cpu_seconds, wish = self._agree(float(total))
+        if not math.isfinite(loss):
+            raise TrainingError(_not_a_number(batch, loss))
+        if batch.targets:
+            norm = self.engine.step(learning_rate)
+            self.train_loss = loss / batch.targets
+        else:
+            norm = 0.0
+            self.engine.set_step(batch.step)
+        seconds = self._clock.lap()
+        cursor = self.order.locate(batch.step + 1)
+        self.progress = self.progress.model_copy(
+            update={
+                "step": batch.step,
+                "epoch": cursor.epoch,
+                "batch": cursor.batch,
+                "tokens": self.progress.tokens + batch.tokens,
+                "seconds": self.progress.seconds + seconds,
+            }
+        )
+        if batch.step % self.plan.logging_steps == 0 or batch.step == self.steps:
+            self.voice.tell(
+                {
+                    "kind": "step",
+                    "step": batch.step,
+                    "steps": self.steps,
+                    "epoch": batch.epoch,
+                    "loss": self.train_loss if batch.targets else None,
+                    "learning_rate": learning_rate,
+                    "grad_norm": norm,
+                    "tokens": batch.tokens,
+                    "targets": batch.targets,
+                    "seconds": seconds,
+                    "cpu_seconds": cpu_seconds,
+                    "tokens_per_s": batch.tokens / seconds,
+                }
+            )
+        return wish
+
+    def _agree(self, loss_sum: float) -> tuple[float, float, Directive]:
+        """The step's global loss sum, the CPU seconds of all workers, and the strongest wish of any of them."""
+        wish = self.voice.wish
+        numbers = torch.tensor(
+            [loss_sum, self._clock.cpu_lap(), wish == Directive.SAVE, wish == Directive.STOP],
+            dtype=torch.float64,
+            device=self.engine.device,
+        )
+        if self.world.size > 1:
+            distributed.all_reduce(numbers)
+        loss, cpu_seconds, save, stop = numbers.tolist()
+        agreed = Directive.STOP if stop else Directive.SAVE if save else Directive.CONTINUE
+        return loss, cpu_seconds, agreed
+
+    def _evaluation_due(self) -> bool:
+        step, every = self.progress.step, self.plan.trajectory.eval_steps
+        if step == self.steps:
+            return True
+        return step % every == 0 if every else self.progress.batch == 0
+
+    def _evaluate(self) -> bool:
+        """Measures the held-out loss over all its targets; whether the result deserves a checkpoint of its own."""
+        if not len(self.prepared.validation_lengths):
+            return False
+        self.voice.tell({"kind": "phase", "phase": "evaluating", "detail": f"step {self.progress.step}"})
+        loss, targets = evaluate(self.engine, self.reader, self.world)
+        self.validation_loss = loss
+        self.voice.tell(
+            {
+                "kind": "eval",
+                "step": self.progress.step,
+                "loss": loss,
+                "perplexity": math.exp(min(loss, 700)),
+                "targets": targets,
+            }
+        )
+        self.voice.tell({"kind": "phase", "phase": "training", "detail": f"{self.steps} steps"})
+        self._clock.start()
+        best = self.progress.best
+        if self.progress.step == 0:
+            self.progress = self.progress.model_copy(update={"base_loss": loss})
+            return False
+        better = best is None or loss < best.loss
+        self.progress = self.progress.model_copy(
+            update={
+                "best": Best(step=self.progress.step, loss=loss) if better else best,
+                "evaluations_without_improvement": 0 if better else self.progress.evaluations_without_improvement + 1,
+            }
+        )
+        return better and self.plan.trajectory.load_best_model_at_end
+
+    def _exhausted(self) -> bool:
+        patience = self.plan.trajectory.early_stopping_patience
+        return patience is not None and self.progress.evaluations_without_improvement >= patience
+
+
+def evaluate(engine: Engine, reader: Reader, world: World) -> tuple[float, int]:
+    """(nats per target, targets) over the whole held-out split, each target counted once whatever the world."""
+    engine.eval()
+    total, targets = 0.0, 0
+    for micro in reader.validation():
+        batch = causal_lm.collate(micro.documents, engine.device)
+        total += float(engine.loss_sum(batch))
+        targets += len(batch.labels)
+    sums = torch.tensor([total, targets], dtype=torch.float64, device=engine.device)
+    if world.size > 1:
+        distributed.all_reduce(sums)
+    engine.train()
+    return float(sums[0] / sums[1]), int(sums[1])
+
+
+class Clock:
+    """Wall and CPU seconds since the last lap, evaluation and saving left out."""
+
+    def start(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def lap(self) -> float:
+        before, self.wall = self.wall, time.perf_counter()
+        return self.wall - before
+
+    def cpu_lap(self) -> float:
+        before, self.cpu = self.cpu, time.process_time()
+        return self.cpu - before
+
+
+def _mixed(seed: int, step: int, rank: int) -> int:
+    """Dropout's seed: a function of the step, so that a resume draws what the uninterrupted run would have drawn."""
+    return hash((seed, step, rank)) % 2**63
+
+
+def _not_a_number(batch: StepBatch, loss: float) -> Problem:
+    return Problem(
+        f"step {batch.step}",
+        f"the loss of the global batch is {loss}; the weights were not touched",
+        "lower optimizer.learning_rate, or look at the batch's samples: " + ", ".join(batch.sample_ids[:8]),
+    )
