@@ -1,0 +1,125 @@
+"""Names every file of a run folder, and finds runs by the beginning of their id."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+
+from shoal.errors import Problem, SpecError
+from shoal.storage import Storage, join
+
+RUN_ID = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)-(?P<made>\d{8}-\d{6})-(?P<token>[0-9a-z]{4})")
+SHOWN = 8
+"""Runs listed when a beginning fits several, or none."""
+
+
+def new_run_id(name: str, now: datetime, token: str) -> str:
+    """NAME-YYYYMMDD-HHMMSS-xxxx; `token` is four lower-case letters or digits that tell runs of one second apart."""
+    run_id = f"{name}-{now:%Y%m%d-%H%M%S}-{token}"
+    assert RUN_ID.fullmatch(run_id), run_id
+    return run_id
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what; every property is a url, and folders end in "/"."""
+
+    storage: Storage
+    url: str
+    """The run's folder, without a slash at the end."""
+
+    @property
+    def id(self) -> str:
+        return self.url.rstrip("/").rpartition("/")[2]
+
+    @property
+    def plan(self) -> str:
+        """The Plan, as it was before the first step."""
+        return join(self.url, "plan.json")
+
+    @property
+    def job(self) -> str:
+        """The job file as it was submitted, overrides applied."""
+        return join(self.url, "job.yaml")
+
+    @property
+    def metrics(self) -> str:
+        """One JSON line per logged step and evaluation."""
+        return join(self.url, "metrics.jsonl")
+
+    @property
+    def events(self) -> str:
+        """One JSON line per thing that happened."""
+        return join(self.url, "events.jsonl")
+
+    @property
+    def result(self) -> str:
+        """How it ended."""
+        return join(self.url, "result.json")
+
+    @property
+    def report(self) -> str:
+        return join(self.url, "report.html")
+
+    @property
+    def tensorboard(self) -> str:
+        return join(self.url, "tensorboard/")
+
+    @property
+    def checkpoints(self) -> str:
+        return join(self.url, "checkpoints/")
+
+    def checkpoint(self, step: int) -> str:
+        """The folder of one checkpoint. Eight digits, so that the order of names is the order of steps."""
+        return join(self.checkpoints, f"{step:08d}/")
+
+    def manifest(self, step: int) -> str:
+        """Written last: a checkpoint exists when this does."""
+        return join(self.checkpoint(step), "manifest.json")
+
+    @property
+    def exports(self) -> str:
+        return join(self.url, "export/")
+
+    def export(self, name: str) -> str:
+        """The folder of one export, such as `adapter`, `model` or `merged`."""
+        return join(self.exports, f"{name}/")
+
+
+def list_runs(storage: Storage, runs_url: str) -> list[RunFolder]:
+    """The runs that have a plan, oldest first."""
+    plans = storage.list(join(runs_url, "*", "plan.json"))
+    runs = [RunFolder(storage, one.url.removesuffix("/plan.json")) for one in plans]
+    return sorted((run for run in runs if RUN_ID.fullmatch(run.id)), key=_made)
+
+
+def find_run(storage: Storage, runs_url: str, beginning: str) -> RunFolder:
+    """The one run whose id begins so, or is just so; SpecError lists the candidates, or the nearest ids."""
+    if not beginning.strip():
+        raise SpecError(Problem("run", "no run was named", "give the beginning of a run's id; `shoal runs` lists them"))
+    runs = {run.id: run for run in list_runs(storage, runs_url)}
+    if beginning in runs:
+        return runs[beginning]
+    fitting = [run_id for run_id in runs if run_id.startswith(beginning)]
+    if len(fitting) == 1:
+        return runs[fitting[0]]
+    if fitting:
+        raise SpecError(Problem(beginning, f"{len(fitting)} runs begin so", f"name one of {_shown(fitting)}"))
+    if not runs:
+        raise SpecError(Problem(beginning, f"there are no runs in {runs_url}", "start one with `shoal run JOB`"))
+    # Compared over the length that was typed, so that a mistyped beginning still finds its run.
+    beginnings = {run_id[: len(beginning)]: run_id for run_id in runs}
+    near = [beginnings[one] for one in get_close_matches(beginning, beginnings, n=SHOWN, cutoff=0.7)]
+    fix = f"did you mean {_shown(near)}?" if near else f"the newest are {_shown(list(runs))}"
+    raise SpecError(Problem(beginning, f"no run in {runs_url} begins so", fix))
+
+
+def _made(run: RunFolder) -> tuple[str, str]:
+    match = RUN_ID.fullmatch(run.id)
+    assert match
+    return match["made"], run.id
+
+
+def _shown(run_ids: list[str]) -> str:
+    more = len(run_ids) - SHOWN
+    return ", ".join(run_ids[-SHOWN:]) + (f" ({more} older ones)" if more > 0 else "")
