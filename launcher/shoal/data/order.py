@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shoal.data.packing import Rows, pack
+from shoal.plan.types import Trajectory
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -98,6 +99,23 @@ class Order:
             return Rows(order, np.arange(len(order) + 1))
         rows = pack(self.lengths, order, self.sequence_length)
         return rows.take(hash_order(len(rows), self.seed, epoch, 1))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a run takes, exactly."""
+
+    steps: int
+    steps_per_epoch: int
+    tokens: int
+
+
+def count_steps(lengths: np.ndarray, trajectory: Trajectory) -> Steps:
+    """Counts a run over samples of these lengths (int32[n], n > 0)."""
+    data = trajectory.data
+    order = Order(lengths, lengths, trajectory.seed, trajectory.batch_size, data.sequence_length, data.packing)
+    steps = order.steps(trajectory.num_train_epochs, trajectory.max_steps)
+    return Steps(steps, order.batches, order.tokens(steps))
 
 
 def deal(row_lengths: list[int], workers: int, micro_batch_size: int) -> list[list[list[int]]]:
