@@ -1,0 +1,37 @@
+"""Where a plan happens: inline (this process) or an embedded Ray. A backend prepares, trains, and hands events back."""
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from shoal.plan.types import Plan
+from shoal.train.world import Event, Result
+
+if TYPE_CHECKING:
+    from shoal.data.prepare import PreparedSummary
+    from shoal.storage import Storage
+
+OnEvent = Callable[[Event], None]
+
+
+class Backend(Protocol):
+    """What launch asks of a place to run. Users' mistakes come out as the ShoalError that was raised, wherever it was."""
+
+    def start(self) -> None:
+        """Begin to come up, without waiting: facts and plan are gathered meanwhile."""
+        ...
+
+    def prepare(self, plan: Plan, storage: "Storage", on_event: OnEvent) -> "PreparedSummary":
+        """Tokenise the plan's data into shards, unless they are there."""
+        ...
+
+    def train(self, plan: Plan, on_event: OnEvent, stop: threading.Event) -> Result:
+        """Run the counted plan to its end, or to a checkpoint soon after `stop` is set.
+
+        Raises: ShoalError as a worker raised it; TrainingError when workers died too often.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let everything go."""
+        ...

@@ -1,0 +1,83 @@
+"""What a failed worker group means: try again, or hand the answer to the person. Runs in Ray Train's controller."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
+
+from shoal.errors import Problem, ShoalError, TrainingError
+
+OUR_MISTAKES = (TypeError, AttributeError, NameError, LookupError, AssertionError, ImportError, NotImplementedError)
+"""Exceptions that come back each time the same code runs: starting the workers again would only repeat them."""
+
+
+class Failures(UserCallback):
+    """Raising here ends the run without another try; returning leaves it to FailureConfig(max_failures)."""
+
+    def __init__(self, mailbox: Any, max_failures: int) -> None:
+        self.mailbox = mailbox
+        self.max_failures = max_failures
+        self.failures = 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        answer = final(worker_exceptions)
+        if answer is not None:
+            raise answer
+        self.failures += 1
+        if self.failures <= self.max_failures:
+            again = f"starting again from the newest checkpoint (try {self.failures} of {self.max_failures})"
+            self.mailbox.post.remote({"kind": "note", "message": f"{describe(worker_exceptions)}; {again}"})
+
+
+def lost(error: Exception) -> bool:
+    """Whether a worker's process is gone, rather than having raised."""
+    return isinstance(getattr(error, "health_check_failure", error), RayActorError)
+
+
+def final(failures: Mapping[int, Exception]) -> Exception | None:
+    """The exception that no new try can mend, if there is one.
+
+    When a process is gone, the others' exceptions are its echo: they are not asked.
+    """
+    if any(lost(error) for error in failures.values()):
+        return None
+    for kind in (ShoalError, OUR_MISTAKES):
+        for _, error in sorted(failures.items()):
+            if isinstance(error, kind):
+                return error
+    return None
+
+
+def describe(failures: Mapping[int, Exception]) -> str:
+    """One line: the lost workers if there are any, else the first rank's exception."""
+    gone = [str(rank) for rank, error in sorted(failures.items()) if lost(error)]
+    if gone:
+        return f"worker {', '.join(gone)} died"
+    rank, error = min(failures.items())
+    lines = str(error).strip().splitlines()
+    return f"worker {rank} failed with {type(error).__name__}" + (f": {lines[-1]}" if lines else "")
+
+
+def unwrap(error: TrainingFailedError, logs: str) -> Exception:
+    """What the driver raises: the worker's own answer, our own bug as it was, or a TrainingError that says where to look.
+
+    `logs`: Ray's log folder.
+    """
+    where = f"the workers' own words are in {logs}"
+    if isinstance(error, ControllerError):
+        cause = error.controller_failure
+        if isinstance(cause, (ShoalError, *OUR_MISTAKES)):
+            return cause
+        return TrainingError(Problem("training", f"Ray could not run the workers: {_last_line(cause)}", where))
+    if isinstance(error, WorkerGroupError):
+        answer = final(error.worker_failures)
+        if answer is not None:
+            return answer
+        what = f"{describe(error.worker_failures)}, more often than max_failures allows"
+        return TrainingError(Problem("training", what, f"`shoal resume` goes on from the last checkpoint; {where}"))
+    return TrainingError(Problem("training", _last_line(error), where))
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

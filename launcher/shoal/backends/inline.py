@@ -1,0 +1,39 @@
+"""The inline backend: this process, a world of one, no Ray."""
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from shoal.backends import OnEvent
+from shoal.plan.types import Plan
+from shoal.train.world import Directive, Event, Result, World
+
+if TYPE_CHECKING:
+    from shoal.data.prepare import PreparedSummary
+    from shoal.storage import Storage
+
+
+class Inline:
+    """Runs the worker where the command runs: for tests, debuggers and one small device."""
+
+    def start(self) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def prepare(self, plan: Plan, storage: "Storage", on_event: OnEvent) -> "PreparedSummary":
+        from shoal.data.prepare import prepare
+
+        return prepare(plan, storage, report=on_event)
+
+    def train(self, plan: Plan, on_event: OnEvent, stop: threading.Event) -> Result:
+        if plan.layout.device == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        from shoal.train import entry
+
+        def report(event: Event) -> Directive:
+            on_event(event)
+            return Directive.STOP if stop.is_set() else Directive.CONTINUE
+
+        return entry.run(plan, World(), report)
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,284 @@
+"""The local backend: Ray Train on an embedded Ray on this machine.
+
+One thread owns Ray for the life of the process: `ray.init` runs there while the driver plans, `fit` blocks there while
+the main thread listens to signals and drains the mailbox. (Ray's processes die with the thread that started them, so
+that thread must live as long as the process; and Ray installs its own signal handlers when it runs on the main thread.)
+
+The trainer is Ray Train's DataParallelTrainer with a process group of our own making rather than TorchTrainer, which
+imports torch into the driver and into the controller: four seconds before the first worker starts.
+"""
+
+import logging
+import math
+import os
+import shutil
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from shoal.backends import OnEvent
+from shoal.errors import ClusterError, Problem, ShoalError
+from shoal.plan.types import Plan
+from shoal.spec.cluster import ClusterProfile
+from shoal.train.world import Report, Result, World
+
+if TYPE_CHECKING:
+    from ray._private.worker import RayContext
+
+    from shoal.data.prepare import PreparedSummary
+    from shoal.storage import Storage
+
+Task = TypeVar("Task")
+Done = TypeVar("Done")
+Entry = Callable[[Plan, World, Report], Result]
+
+DRAIN_INTERVAL_S = 0.2
+PROCESS_GROUP_TIMEOUT_S = 1800
+
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a run and a dead worker are noticed this soon
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine: nothing is drained
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative locations mean the same in the driver and in the workers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",  # NCCL peers on one machine must see each other's devices
+}
+"""Read by Ray when it starts; a value that the user has set wins."""
+
+_RAY = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray")
+
+
+class RayLocal:
+    """Workers as processes of an embedded Ray; a killed one is replaced up to `plan.max_failures` times."""
+
+    def __init__(self, profile: ClusterProfile, entry: Entry | None = None) -> None:
+        """`entry` stands in for train.entry.run."""
+        self.profile = profile
+        self.entry = entry
+        self.up: Future[str] | None = None
+
+    def start(self) -> None:
+        self.up = _RAY.submit(_init, self.profile)
+
+    def prepare(self, plan: Plan, storage: "Storage", on_event: OnEvent) -> "PreparedSummary":
+        from shoal.data.prepare import prepare
+
+        return prepare(plan, storage, run=self._map, report=on_event)
+
+    def train(self, plan: Plan, on_event: OnEvent, stop: threading.Event) -> Result:
+        logs = self._logs()
+        scratch = tempfile.mkdtemp(prefix="shoal-")  # Ray Train writes its own bookkeeping there; nothing of ours
+        try:
+            mailbox = _RAY.submit(_mailbox, plan.run_id).result()
+            fit = _RAY.submit(_fit, plan, mailbox, self.entry, self.profile, scratch)
+            return _follow(fit, mailbox, on_event, stop, logs)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def close(self) -> None:
+        """Returns at once; Ray goes down behind (the process waits for that at its end)."""
+        if self.up is not None:
+            self.up = None
+            _RAY.submit(_shutdown)
+
+    def _logs(self) -> str:
+        """Wait until Ray is up; the folder of its logs."""
+        assert self.up is not None, "start() comes first"
+        return self.up.result()
+
+    def _map(self, function: Callable[[Task], Done], tasks: Iterable[Task]) -> Iterator[Done]:
+        """Map over Ray tasks, in order; a task's ShoalError comes out as itself."""
+        import ray
+        from ray.exceptions import RayTaskError
+
+        todo = list(tasks)
+        if not todo:
+            return
+        self._logs()
+        remote = ray.remote(num_cpus=1)(function)
+        references = [remote.remote(task) for task in todo]
+        for reference in references:
+            try:
+                yield ray.get(reference)
+            except RayTaskError as error:
+                raise error.cause from None
+
+
+def _init(profile: ClusterProfile) -> str:
+    """Start Ray in this process's care. Returns the folder of its logs. Raises: ClusterError."""
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    resources = profile.resources_per_worker
+    cpus = max(os.cpu_count() or 1, math.ceil(profile.workers * resources.cpu))
+    context = ray.init(
+        address="local",
+        ignore_reinit_error=True,  # one embedded Ray serves every run of this process
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=200_000_000,  # bytes; events and summaries only
+        namespace="shoal",
+    )
+    have, need = ray.cluster_resources().get("GPU", 0), profile.workers * resources.gpu
+    if need > have:
+        raise ClusterError(
+            Problem("workers", f"{need} GPUs are asked for and this machine has {have:.0f}", "lower `workers`")
+        )
+    import ray.train  # while the driver still plans
+
+    return f"{cast('RayContext', context).address_info['session_dir']}/logs"
+
+
+def _shutdown() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _mailbox(run_id: str) -> Any:
+    import ray
+
+    from shoal.backends.mailbox import Mailbox
+
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox).options(name=run_id).remote()
+
+
+def _fit(plan: Plan, mailbox: Any, entry: Entry | None, profile: ClusterProfile, scratch: str) -> Result:
+    """Blocks until the run is over; rank 0's return value."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from shoal.backends.failures import Failures
+
+    resources = profile.resources_per_worker
+    per_worker = {"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {})
+    environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(max(1, int(resources.cpu)))}
+    if plan.layout.device == "cpu":
+        environment["DS_ACCELERATOR"] = "cpu"
+    trainer = DataParallelTrainer(
+        _work,
+        train_loop_config={"plan": plan.model_dump_json(), "mailbox": mailbox, "entry": entry},
+        scaling_config=ScalingConfig(
+            num_workers=plan.layout.workers,
+            use_gpu=resources.gpu > 0,
+            resources_per_worker=per_worker,
+            accelerator_type=resources.accelerator_type,
+        ),
+        run_config=RunConfig(
+            name=plan.run_id,
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=plan.max_failures, controller_failure_limit=2),
+            callbacks=[Failures(mailbox, plan.max_failures)],
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+    result = trainer.fit().return_value
+    assert isinstance(result, Result), "rank 0 returned no result"
+    return result
+
+
+def _work(config: dict[str, Any]) -> Result:
+    """One worker's life, in a process of Ray's: join the others, run the plan."""
+    import ray.train
+
+    from shoal.backends.mailbox import Reporter
+
+    plan = Plan.model_validate_json(config["plan"])
+    context = ray.train.get_context()
+    world = World(
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        local_size=context.get_local_world_size(),
+    )
+    config["mailbox"].join.remote(world.rank, world.size, os.getpid())
+    report = Reporter(config["mailbox"])
+    try:
+        _connect(world, plan.layout.device)
+        entry = config["entry"]
+        if entry is None:
+            from shoal.train.entry import run as entry
+        result = entry(plan, world, report)
+        _disconnect(world)
+        return result
+    except ShoalError:
+        raise
+    except Exception as error:
+        error.add_note(f"worker {world.rank} of {world.size}:\n{traceback.format_exc()}")
+        raise
+    finally:
+        report.flush()
+
+
+def _connect(world: World, device: str) -> None:
+    """Bring the process group up. Rank 0's store picks a free port itself, so that no other process can take it."""
+    import torch
+    import torch.distributed as dist
+    from ray.train.collective import broadcast_from_rank_zero
+    from ray.util import get_node_ip_address
+
+    if device == "cuda":
+        torch.cuda.set_device(world.local_rank)
+    if world.size == 1:
+        return
+    host, port, store = "", 0, None
+    if world.is_main:
+        host = get_node_ip_address()
+        store = dist.TCPStore(host, 0, world.size, is_master=True, wait_for_workers=False)
+        port = store.port
+    host, port = broadcast_from_rank_zero((host, port))
+    store = store or dist.TCPStore(host, port, world.size, is_master=False)
+    os.environ.update(
+        MASTER_ADDR=host,
+        MASTER_PORT=str(port),
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.size),
+        LOCAL_RANK=str(world.local_rank),
+        LOCAL_WORLD_SIZE=str(world.local_size),
+    )
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=store,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=PROCESS_GROUP_TIMEOUT_S),
+    )
+
+
+def _disconnect(world: World) -> None:
+    import torch.distributed as dist
+
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _follow(fit: "Future[Result]", mailbox: Any, on_event: OnEvent, stop: threading.Event, logs: str) -> Result:
+    """Hand events on until the run is over; the main thread stays free for signals.
+
+    Raises: what a worker raised, if it was meant for a person; TrainingError for workers that died too often.
+    """
+    import ray
+    from ray.train import TrainingFailedError
+
+    from shoal.backends.failures import unwrap
+
+    over = False
+    while not over:
+        over = bool(wait_for([fit], timeout=DRAIN_INTERVAL_S).done)
+        for event in ray.get(mailbox.drain.remote(stop.is_set())):
+            on_event(event)
+    ray.kill(mailbox)
+    try:
+        return fit.result()
+    except TrainingFailedError as error:
+        raise unwrap(error, logs) from None
