@@ -47,7 +47,7 @@ class Engine:
         self.model = model
         self.world = world
         self.stage = layout.stage
-        self.device = torch.device(layout.device, world.local_rank if layout.device == "cuda" else None)
+        self.device = place(layout, world)
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         # The rate is set before every step; at 0 nothing that DeepSpeed does on its own can move a weight.
         adam = torch.optim.AdamW(
@@ -111,7 +111,8 @@ class Engine:
         else:
             tensors = {"param": safe_get_full_fp32_param(parameter)}
             tensors |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-        return {key: tensor.detach().float().cpu() for key, tensor in tensors.items()}
+        assert all(tensor is not None for tensor in tensors.values()), f"{name} is not DeepSpeed's"
+        return {key: tensor.detach().float().cpu() for key, tensor in tensors.items() if tensor is not None}
 
     def write_state(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
         """Puts one parameter back: master weights, moments and the weights that forward reads."""
@@ -153,12 +154,12 @@ class Engine:
         return [parameter for group in self._adam.param_groups for parameter in group["params"]]
 
     def _write_partition(self, parameter: Parameter, state: Mapping[str, torch.Tensor]) -> None:
+        from deepspeed import zero
         from deepspeed.utils import (
             safe_get_local_fp32_param,
             safe_set_local_fp32_param,
             safe_set_local_optimizer_state,
         )
-        from deepspeed.zero import GatheredParameters
 
         mine = safe_get_local_fp32_param(parameter).numel()
         for key, tensor in state.items():
@@ -169,11 +170,16 @@ class Engine:
                 safe_set_local_fp32_param(parameter, part)
             else:
                 safe_set_local_optimizer_state(parameter, part, key)
-        with GatheredParameters([parameter], modifier_rank=0):
+        with zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.data.copy_(state["param"])
 
     def __repr__(self) -> str:
         return f"Engine(rank {self.world.rank} of {self.world.size}, ZeRO {self.stage})"
+
+
+def place(layout: Layout, world: World) -> torch.device:
+    """The device that this worker drives."""
+    return torch.device("cuda", world.local_rank) if layout.device == "cuda" else torch.device("cpu")
 
 
 def _groups(parameters: Mapping[str, Parameter], weight_decay: float) -> list[dict[str, Any]]:

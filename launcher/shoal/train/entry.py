@@ -21,7 +21,7 @@ from shoal.runs import RunFolder
 from shoal.storage import Storage
 from shoal.train import checkpoint, selfcheck
 from shoal.train.collective import from_main
-from shoal.train.engine import Engine
+from shoal.train.engine import Engine, place
 from shoal.train.export import export
 from shoal.train.journal import Journal
 from shoal.train.loop import Loop, Save, evaluate
@@ -118,7 +118,7 @@ class Worker:
 
     def _check(self, model: Any, prepared: Prepared, order: Order) -> None:
         self.voice.phase("checking", "two of your batches on your model")
-        device = self.device
+        device = place(self.plan.layout, self.world)
         figures = selfcheck.check(model.to(device), _first_documents(prepared, order), device)
         self.voice.tell({"kind": "note", "message": "self-check passed", "figures": figures})
 
@@ -174,22 +174,17 @@ class Worker:
             return []
         self.voice.phase("exporting", "answering your prompts")
         after = answers(engine.model, tokenizer, prompts)
-        if hasattr(engine.model, "disable_adapter"):
-            with engine.model.disable_adapter():
-                before = answers(engine.model, tokenizer, prompts)
+        if self.plan.trajectory.method != "full":
+            before = answers(engine.model, tokenizer, prompts, base=True)
         else:
             before = from_main(
                 self.world,
-                lambda: answers(load_base(self.plan.trajectory, base, "sdpa", self.device), tokenizer, prompts),
+                lambda: answers(load_base(self.plan.trajectory, base, "sdpa", place(self.plan.layout, self.world)), tokenizer, prompts),
             )
         return [
             {"prompt": prompt, "before": old, "after": new}
             for prompt, old, new in zip(prompts, before, after, strict=True)
         ]
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cuda", self.world.local_rank) if self.plan.layout.device == "cuda" else torch.device("cpu")
 
 
 def _first_documents(prepared: Prepared, order: Order) -> list[Encoded]:

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import distributed
 
@@ -95,7 +96,7 @@ class Loop:
                 total += self.engine.accumulate(causal_lm.collate(micro.documents, self.engine.device), batch.targets)
         loss, cpu_seconds, wish = self._agree(float(total))
         if not math.isfinite(loss):
-            raise TrainingError(_not_a_number(batch, loss))
+            raise TrainingError(self._not_a_number(batch.step, loss))
         if batch.targets:
             norm = self.engine.step(learning_rate)
             self.train_loss = loss / batch.targets
@@ -145,6 +146,15 @@ class Loop:
         loss, cpu_seconds, save, stop = numbers.tolist()
         agreed = Directive.STOP if stop else Directive.SAVE if save else Directive.CONTINUE
         return loss, cpu_seconds, agreed
+
+    def _not_a_number(self, step: int, loss: float) -> Problem:
+        samples = np.concatenate(self.order.batch(self.order.locate(step)))
+        shown = ", ".join(self.prepared.sample_id(int(sample)) for sample in samples[:8])
+        return Problem(
+            f"step {step}",
+            f"the loss of the global batch is {loss}; the weights were not touched",
+            f"lower optimizer.learning_rate, or look at its {len(samples)} samples: {shown} ...",
+        )
 
     def _evaluation_due(self) -> bool:
         step, every = self.progress.step, self.plan.trajectory.eval_steps
@@ -220,12 +230,4 @@ class Clock:
 
 def _mixed(seed: int, step: int, rank: int) -> int:
     """Dropout's seed: a function of the step, so that a resume draws what the uninterrupted run would have drawn."""
-    return hash((seed, step, rank)) % 2**63
-
-
-def _not_a_number(batch: StepBatch, loss: float) -> Problem:
-    return Problem(
-        f"step {batch.step}",
-        f"the loss of the global batch is {loss}; the weights were not touched",
-        "lower optimizer.learning_rate, or look at the batch's samples: " + ", ".join(batch.sample_ids[:8]),
-    )
+    return (seed * 1_000_003 + step) * 1_000_003 + rank

@@ -9,13 +9,14 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from shoal.errors import ModelError, Problem
 from shoal.plan.types import Plan, Trajectory
 from shoal.tasks import attention, causal_lm
+from shoal.train.engine import place
 from shoal.train.world import World
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_base(
-    trajectory: Trajectory, folder: Path, attn_implementation: str, device: torch.device | None
+    trajectory: Trajectory, folder: Path, attn_implementation: str, device: torch.device
 ) -> PreTrainedModel:
     """The base alone, frozen in no way. `device` places a quantised base, which may not be moved afterwards."""
     trust = trajectory.model.trust_remote_code
@@ -25,7 +26,7 @@ def load_base(
         dtype=DTYPES[trajectory.dtype],
         attn_implementation=attention.resolve(attn_implementation, config),
         quantization_config=quantization(trajectory),
-        device_map={"": device} if trajectory.method == "qlora" and device and device.type == "cuda" else None,
+        device_map={"": device} if trajectory.method == "qlora" and device.type == "cuda" else None,
         trust_remote_code=trust,
     )
     model.config.use_cache = False
@@ -53,7 +54,7 @@ def build(plan: Plan, folder: Path, start: Path | None, world: World) -> Any:
     """
     trajectory, layout = plan.trajectory, plan.layout
     torch.manual_seed(trajectory.seed)
-    device = torch.device("cuda", world.local_rank) if layout.device == "cuda" else None
+    device = place(layout, world)
     source = start if start and trajectory.method == "full" else folder
     model = load_base(trajectory, source, layout.attn_implementation, device)
     if trajectory.method != "full":

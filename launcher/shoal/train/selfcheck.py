@@ -162,7 +162,7 @@ def _compute_dtype(model: Any) -> torch.dtype:
 def _without_dropout(model: torch.nn.Module):
     """Equality needs no chance: dropout layers sit in evaluation mode meanwhile, attention dropout included."""
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
-    attentions = [m for m in model.modules() if getattr(m, "attention_dropout", 0.0)]
+    attentions: list[Any] = [m for m in model.modules() if getattr(m, "attention_dropout", 0.0)]
     rates = [m.attention_dropout for m in attentions]
     for layer in layers:
         layer.eval()
