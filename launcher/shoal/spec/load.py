@@ -1,0 +1,98 @@
+"""From a file to a spec: read, override, refuse credentials, validate; every mistake of the file in one answer."""
+
+import math
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import cast
+
+from pydantic import ValidationError
+
+from shoal.errors import Problem, SpecError
+from shoal.spec import secrets
+from shoal.spec.base import Frozen
+from shoal.spec.cluster import ClusterProfile, S3Spec, StorageSpec
+from shoal.spec.document import Document, leaves, override, parse
+from shoal.spec.explain import problems
+from shoal.spec.job import JobSpec
+from shoal.spec.schema import MODELS, Kind
+
+EMBEDDED = StorageSpec(s3=S3Spec(server="embedded"))
+BUILT_IN = {
+    "local": ClusterProfile(kind="local", workers=2, storage=EMBEDDED),
+    "inline": ClusterProfile(kind="inline", workers=1, storage=EMBEDDED),
+}
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
+    """The job at `path` with `a.b=value` overrides. Raises SpecError that names every mistake."""
+    return parse_job(_read(path, "job"), str(path), overrides)
+
+
+def parse_job(text: str | bytes, source: str, overrides: Sequence[str] = ()) -> JobSpec:
+    """The job in `text`; `source` names it in messages. Raises SpecError."""
+    return cast(JobSpec, _validate(parse(text, source), "job", overrides))
+
+
+def load_profile(name_or_path: str | Path) -> ClusterProfile:
+    """The profile in a file, or a built-in one by name: `local` (two workers) or `inline`. Raises SpecError."""
+    name = str(name_or_path)
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    return cast(ClusterProfile, _validate(parse(_read(name, "cluster"), name), "cluster"))
+
+
+def _read(path: str | Path, kind: Kind) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except FileNotFoundError:
+        raise SpecError(_missing(Path(path), kind)) from None
+    except IsADirectoryError:
+        raise SpecError(Problem(str(path), "is a folder", _yaml_files(Path(path)) or "name a file")) from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise SpecError(Problem(str(path), f"cannot be read: {why.lower()}", "name a file that can be read")) from None
+
+
+def _missing(path: Path, kind: Kind) -> Problem:
+    """What to say of a file that is not there, with the nearest name in its folder."""
+    what = {"job": "there is no such job file", "cluster": "there is no such profile"}[kind]
+    folder = path.expanduser().parent
+    if kind == "cluster" and (near := get_close_matches(str(path), BUILT_IN, 1, 0.6)):
+        return Problem(str(path), what, f"did you mean `{near[0]}`?")
+    named = "`local` and `inline` need no file" if kind == "cluster" else "`shoal init` writes one to start from"
+    if not folder.is_dir():
+        return Problem(str(path), what, f"the folder {path.parent} is missing too; {named}")
+    names = {file.stem: file.name for file in folder.iterdir() if file.suffix in (".yaml", ".yml", ".json")}
+    if near := get_close_matches(path.stem, names, 1, 0.6):
+        return Problem(str(path), what, f"did you mean {path.parent / names[near[0]]}?")
+    return Problem(str(path), what, _yaml_files(folder) or named)
+
+
+def _yaml_files(folder: Path) -> str:
+    names = sorted(file.name for file in folder.expanduser().glob("*.yaml"))
+    return f"in that folder: {', '.join(names[:8])}" + (", ..." if len(names) > 8 else "") if names else ""
+
+
+def _validate(document: Document, kind: Kind, overrides: Sequence[str] = ()) -> Frozen:
+    """The spec that the document says. Strict: a text is no number, `true` is no number, 1.5 is no whole number."""
+    document, found = override(document, overrides)
+    found += [*secrets.problems(document, kind), *_unbounded(document)]
+    try:
+        spec = MODELS[kind].model_validate(document.value, strict=True)
+    except ValidationError as error:
+        told = {problem.where for problem in found}
+        errors = error.errors(include_url=False)
+        found += [problem for problem in problems(errors, document, kind) if problem.where not in told]
+        raise SpecError(*found) from None
+    if found:
+        raise SpecError(*found)
+    return spec
+
+
+def _unbounded(document: Document) -> Iterator[Problem]:
+    for path, value in leaves(document.value):
+        if isinstance(value, float) and not math.isfinite(value):
+            yield Problem(
+                document.where(path), f"is {value}, which is no number to compute with", "give a finite number"
+            )
