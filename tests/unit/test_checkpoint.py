@@ -1,0 +1,208 @@
+"""Checkpoints: equal on any number of workers, and never chosen while anything of them is missing."""
+
+import pickle
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ranks import run_ranks
+from shoal.errors import ModelError, SpecError, StorageError
+from shoal.runs import RunFolder
+from shoal.storage import Storage
+from shoal.train import checkpoint
+from shoal.train.checkpoint import deal
+from shoal.train.manifest import Best, Manifest, Progress, doomed, require_resumable
+from shoal.train.world import World
+from stand_in import StandIn, make_plan, tiny_llama
+
+WORKER = Path(__file__).parent / "checkpoint_worker.py"
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, storage: Storage) -> RunFolder:
+    return RunFolder(storage, str(tmp_path / "run"))
+
+
+@pytest.fixture
+def engine() -> StandIn:
+    return StandIn(tiny_llama())
+
+
+def save(engine: StandIn, tmp_path: Path, folder: RunFolder, storage: Storage, step: int) -> Manifest:
+    return checkpoint.save(engine, make_plan(tmp_path, method="full"), at_step(step), folder, storage, World())
+
+
+def at_step(step: int, **fields: object) -> Progress:
+    return Progress(step=step, epoch=0, batch=step, tokens=step * 10, seconds=1.0, **fields)
+
+
+def files(tmp_path: Path, folder: RunFolder, step: int) -> list[Path]:
+    return sorted(Path(folder.manifest(step)).parent.iterdir())
+
+
+def test_states_survive_any_change_of_world(tmp_path: Path):
+    run_ranks(WORKER, 2, "save", str(tmp_path), "1")
+    run_ranks(WORKER, 1, "load", str(tmp_path))
+    run_ranks(WORKER, 3, "load", str(tmp_path))
+
+
+def test_saved_again_the_standing_checkpoint_is_kept(
+    tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn
+):
+    save(engine, tmp_path, folder, storage, 1)
+    before = {path.name: path.stat().st_mtime_ns for path in files(tmp_path, folder, 1) if "part" in path.name}
+    better = at_step(1, best=Best(step=1, loss=2.0))
+    other = StandIn(tiny_llama(seed=5))
+    manifest = checkpoint.save(other, make_plan(tmp_path, method="full"), better, folder, storage, World())
+    assert {path.name: path.stat().st_mtime_ns for path in files(tmp_path, folder, 1) if "part" in path.name} == before
+    assert manifest.best == Best(step=1, loss=2.0)
+    assert checkpoint.newest(storage, folder) == manifest
+
+
+@pytest.mark.parametrize("damage", ["missing part", "short part", "no manifest", "cut manifest", "empty manifest"])
+def test_half_written_is_skipped_for_the_one_before(
+    tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn, damage: str
+):
+    save(engine, tmp_path, folder, storage, 1)
+    manifest = save(engine, tmp_path, folder, storage, 2)
+    part = Path(folder.manifest(2)).parent / manifest.parts[-1].file
+    stated = Path(folder.manifest(2))
+    match damage:
+        case "missing part":
+            part.unlink()
+        case "short part":
+            part.write_bytes(part.read_bytes()[:-1])
+        case "no manifest":
+            stated.unlink()
+        case "cut manifest":
+            stated.write_bytes(stated.read_bytes()[:100])
+        case "empty manifest":
+            stated.write_bytes(b"")
+    notes: list[str] = []
+    found = checkpoint.newest(storage, folder, notes.append)
+    assert found is not None and found.step == 1
+    assert len(notes) == 1 and "step 2" in notes[0]
+    # Saved again, the step makes way for a whole one, and nothing of the broken one stays.
+    again = save(engine, tmp_path, folder, storage, 2)
+    assert checkpoint.newest(storage, folder) == again
+    assert {p.name for p in files(tmp_path, folder, 2)} == {"manifest.json", *(p.file for p in again.parts)}
+
+
+def test_no_checkpoint_at_all(folder: RunFolder, storage: Storage):
+    assert checkpoint.newest(storage, folder) is None
+    assert checkpoint.retain(storage, folder, keep=1) == []
+
+
+def test_a_flipped_bit_is_found_at_loading(tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn):
+    manifest = save(engine, tmp_path, folder, storage, 1)
+    part = Path(folder.manifest(1)).parent / manifest.parts[0].file
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(bytes(data))
+    with pytest.raises(StorageError, match="not what the manifest says"):
+        checkpoint.load(engine, manifest, make_plan(tmp_path), folder, storage, World())
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn):
+    manifest = save(engine, tmp_path, folder, storage, 1)
+    with pytest.raises(ModelError, match=r"lacks 1 parameters, lm_head.weight"):
+        untied = StandIn(tiny_llama(tied=False))
+        checkpoint.load(untied, manifest, make_plan(tmp_path), folder, storage, World())
+
+
+def test_bytes_stored_are_the_states_once(tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn):
+    manifest = save(engine, tmp_path, folder, storage, 1)
+    states = sum(tensor.nbytes for tensor in engine.states().values())
+    assert states < manifest.bytes < states * 1.02 + 20_000
+
+
+def test_two_writers_of_one_step_never_mix(
+    tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    """A second group that did not notice the first one writes the same step: the first manifest stands, whole."""
+    other = StandIn(tiny_llama(seed=3))
+    publish = checkpoint.publish
+
+    def beaten(*arguments: object) -> Manifest:
+        monkeypatch.setattr(checkpoint, "publish", publish)
+        save(other, tmp_path, folder, storage, 1)
+        return publish(*arguments)
+
+    monkeypatch.setattr(checkpoint, "publish", beaten)
+    manifest = save(engine, tmp_path, folder, storage, 1)
+    assert checkpoint.newest(storage, folder) == manifest
+    fresh = StandIn(tiny_llama(seed=8))
+    checkpoint.load(fresh, manifest, make_plan(tmp_path), folder, storage, World())
+    assert all(torch.equal(tensor, other.states()[key]) for key, tensor in fresh.states().items())
+
+
+def test_another_trajectory_is_named(tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn):
+    manifest = save(engine, tmp_path, folder, storage, 1)
+    require_resumable(manifest, make_plan(tmp_path, method="full"))
+    with pytest.raises(SpecError) as caught:
+        require_resumable(manifest, make_plan(tmp_path, method="full", batch_size=8, seed=3))
+    assert "batch_size: 8 in this plan, 4 in the checkpoint" in str(caught.value)
+    assert "seed: 3 in this plan, 17" in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_retention_keeps_the_newest_and_the_best(tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn):
+    for step in (1, 2, 3, 4, 5):
+        save(engine, tmp_path, folder, storage, step)
+    Path(folder.manifest(5)).unlink()
+    Path(folder.manifest(3)).unlink()
+    assert checkpoint.retain(storage, folder, keep=1, best_step=1) == [2, 3]
+    left = {int(path.name) for path in Path(folder.manifest(1)).parent.parent.iterdir()}
+    assert left == {1, 4, 5}, "5 may be one that is being written"
+    newest = checkpoint.newest(storage, folder)
+    assert newest is not None and newest.step == 4
+
+
+def test_retention_takes_the_manifest_first(
+    tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    save(engine, tmp_path, folder, storage, 1)
+    save(engine, tmp_path, folder, storage, 2)
+    deleted: list[str] = []
+    monkeypatch.setattr(storage, "delete", deleted.append)
+    checkpoint.retain(storage, folder, keep=1)
+    assert deleted[0].endswith("manifest.json") and len(deleted) == 2
+
+
+@given(st.sets(st.integers(1, 50)), st.sets(st.integers(1, 50)), st.integers(1, 4), st.none() | st.integers(1, 50))
+def test_doomed_never_takes_what_is_needed(complete: set[int], half: set[int], keep: int, best: int | None):
+    gone = set(doomed(complete, complete | half, keep, best))
+    assert best not in gone
+    if complete:
+        assert not gone & set(sorted(complete)[-keep:])
+        assert all(step < max(complete) for step in gone)
+    else:
+        assert not gone
+
+
+@given(st.lists(st.integers(0, 1000), max_size=30), st.integers(1, 9))
+def test_dealing_is_even(sizes: list[int], workers: int):
+    owners = deal(sizes, workers)
+    loads = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(workers)]
+    assert len(owners) == len(sizes) and set(owners) <= set(range(workers))
+    assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match="cannot be written"):
+            save(engine, tmp_path, folder, storage, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpoint.newest(storage, folder) is None
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
