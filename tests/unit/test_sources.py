@@ -94,6 +94,11 @@ def test_csv_with_odd_rows(tmp_path):
     assert len(found[4][1]["b"]) == 200_000
 
 
+def test_a_quote_that_never_closes_is_not_one_long_row(tmp_path):
+    with pytest.raises(DataError, match="a.csv:3: a quoted field is never closed"):
+        read_bytes(tmp_path, "a.csv", b'a,b\n1,2\n1,"2\n' + b"1,2\n" * 50)
+
+
 def test_parquet(tmp_path):
     messages = [{"messages": [{"role": "user", "content": "hi"}]}, {"messages": None}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(messages), tmp_path / "a.parquet")

@@ -39,9 +39,12 @@ def rows(storage: Storage, source: SourceObject) -> Iterator[tuple[int, Row]]:
         if kind == ".parquet":
             yield from _parquet(stored, source.url)
             return
-        read = {".json": _json, ".csv": _csv}.get(kind, _lines)
         try:
-            yield from read(_decompressed(stored, source.url))
+            stream = _decompressed(stored, source.url)
+            if kind == ".csv":
+                yield from _csv(stream, source.url)
+            else:
+                yield from _json(stream) if kind == ".json" else _lines(stream)
         except StorageError:
             raise
         except OSError as error:
@@ -135,7 +138,7 @@ class _Joined(io.RawIOBase):
         return len(data)
 
 
-def _csv(stream: BinaryIO) -> Iterator[tuple[int, Row]]:
+def _csv(stream: BinaryIO, url: str) -> Iterator[tuple[int, Row]]:
     # bytes that are not UTF-8 become surrogates, which parsing finds in their own row
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.DictReader(text, strict=True)
@@ -145,12 +148,15 @@ def _csv(stream: BinaryIO) -> Iterator[tuple[int, Row]]:
         yield 1, Rejected("malformed", f"the header: {error}")
         return
     while True:
-        line = reader.line_num + 1
+        line = reader.reader.line_num + 1
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
+            if "end of data" in str(error):  # all rows from here to the end of the file went into one field
+                problem = Problem(f"{url}:{line}", "a quoted field is never closed", "close it, or double the quote")
+                raise DataError(problem) from error
             yield line, Rejected("malformed", str(error))
             continue
         extra = row.pop(None, None)  # type: ignore[arg-type]
