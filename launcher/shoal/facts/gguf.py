@@ -51,7 +51,9 @@ def read(read_range: Callable[[int, int], bytes], size: int, where: str) -> Head
 
 def _parse(data: bytes, where: str) -> Header:
     if data[:4] != MAGIC:
-        raise ModelError(Problem(where, "the file is not GGUF: it does not begin with the letters GGUF", "copy it again"))
+        raise ModelError(
+            Problem(where, "the file is not GGUF: it does not begin with the letters GGUF", "copy it again")
+        )
     version, tensor_count, entry_count = _unpack("IQQ", data, 4)
     if version not in (2, 3):
         raise ModelError(Problem(where, f"GGUF version {version} is not read", "convert it with a current llama.cpp"))

@@ -1,0 +1,202 @@
+"""What the data are: the objects with their etags, the format of the first rows, and estimates of rows and tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+from shoal.data import sources
+from shoal.data.formats import Completion, Conversation, Format, Rejected, Sample, detect, parse
+from shoal.data.summary import VERSION, PreparedSummary
+from shoal.errors import DataError, Problem, ShoalError
+from shoal.facts.files import digest
+from shoal.plan.types import SourceObject
+from shoal.spec.job import DataSpec
+from shoal.storage import Storage
+from shoal.storage.objects import MAGIC
+
+HEADS = 4
+"""Objects whose first rows are read."""
+HEAD_BYTES = 256 << 10
+"""Bytes read of each of them, as stored: enough that reading ahead does not spoil the estimate."""
+PARQUET_ROWS = 100
+"""Rows read of a Parquet object, which knows its number of rows."""
+ARRAY_LIMIT = 16 << 20
+"""A JSON array is read whole or not at all; above this size it is told to be other than an array."""
+CHARACTERS_PER_TOKEN = 4
+TURN_TOKENS = 5
+"""What a chat template adds to a message."""
+TEMPLATE_TOKENS = 8
+"""What a chat template adds to a conversation besides."""
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """Objects that are read as one."""
+
+    objects: tuple[SourceObject, ...]
+    rows: int
+    exact: bool
+    """Whether the rows were counted rather than guessed from sizes."""
+    sample_tokens: tuple[int, ...]
+    """Estimated tokens of each accepted row among the first ones."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    train: SplitFacts
+    validation: SplitFacts | None
+    """None when validation is a share of train, or absent."""
+    format: Format
+    digest: str
+    """Of everything that the prepared shards depend on."""
+    prepared: PreparedSummary | None
+    """Exact counts, when these data were prepared before."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The beginning of one object."""
+
+    rows: list[sources.Row]
+    total: float
+    """Rows of the whole object, as far as can be told."""
+    exact: bool
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Stands in for a storage when an object is open already, so that the position in it can be asked."""
+
+    stream: BinaryIO
+
+    def open(self, url: str) -> BinaryIO:
+        return self.stream
+
+
+def locate(given: str | Sequence[str], field: str, storage: Storage) -> tuple[list[SourceObject], list[str]]:
+    """The objects that `given` names, each once, and notes. Raises DataError with a problem per location."""
+    patterns = [given] if isinstance(given, str) else list(given)
+    found: dict[str, SourceObject] = {}
+    problems: list[Problem] = []
+    notes: list[str] = []
+    for number, pattern in enumerate(patterns):
+        where = field if isinstance(given, str) else f"{field}[{number}]"
+        try:
+            objects, note = _expand(pattern, storage)
+        except ShoalError as error:
+            problems += [_at(where, problem) for problem in error.problems]
+            continue
+        notes += [f"{where}: {note}"] if note else []
+        found.update({one.url: one for one in objects})
+    if problems:
+        raise DataError(*problems)
+    return list(found.values()), notes
+
+
+def _expand(pattern: str, storage: Storage) -> tuple[list[SourceObject], str]:
+    """The readable objects of one location, and what to say of the others."""
+    folder = pattern if pattern.endswith("/") else f"{pattern}/"
+    objects = storage.list(pattern)
+    if not objects and not MAGIC.intersection(pattern):
+        if not storage.exists(folder):
+            storage.info(pattern)
+        objects = storage.list(folder)
+    if not objects:
+        fix = "check the name and the pattern; `shoal store ls` lists what is in the object store"
+        raise DataError(Problem(pattern, "no object fits", fix))
+    readable = [one for one in objects if sources.is_readable(one.url)]
+    if not readable:
+        kinds = ", ".join(sources.SUFFIXES)
+        raise DataError(
+            Problem(objects[0].url, "is no kind of file Shoal reads", f"use {kinds} (or .gz, .zst of these)")
+        )
+    others = len(objects) - len(readable)
+    note = f"{others} object(s) of other kinds are left out of {pattern}" if others else ""
+    return [SourceObject(url=one.url, size=one.size, etag=one.etag) for one in readable], note
+
+
+def _at(where: str, problem: Problem | str) -> Problem:
+    if isinstance(problem, str):
+        return Problem(where, problem)
+    return Problem(where, f"{problem.where}: {problem.what}", problem.fix)
+
+
+def split_facts(
+    objects: Sequence[SourceObject], format: str, field: str, storage: Storage
+) -> tuple[SplitFacts, Format]:
+    """Reads the first rows of up to HEADS objects, spread over all. Raises DataError when their format is not known."""
+    filled = [one for one in objects if one.size]
+    step = max(1, len(filled) / HEADS)
+    chosen = [filled[int(number * step)] for number in range(min(HEADS, len(filled)))]
+    heads = [_head(one, storage) for one in chosen]
+    rows = [row for head in heads for row in head.rows]
+    kind = detect(rows, field) if format == "auto" else cast(Format, format)
+    samples = [parse(row, kind) for row in rows if not isinstance(row, Rejected)]
+    tokens = tuple(_tokens(sample) for sample in samples if not isinstance(sample, Rejected))
+    if rows and not tokens:
+        first = next((sample for sample in samples if isinstance(sample, Rejected)), None)
+        what = f"none of the first {len(rows)} rows reads as {kind}" + (f": {first.detail}" if first else "")
+        raise DataError(Problem(field, what, "`shoal check` shows the rows; set data.format or mend them"))
+    read = sum(one.size for one in chosen)
+    total = sum(head.total for head in heads) * (sum(one.size for one in filled) / read if read else 0)
+    exact = len(chosen) == len(filled) and all(head.exact for head in heads)
+    return SplitFacts(tuple(objects), round(total), exact, tokens), kind
+
+
+def _head(source: SourceObject, storage: Storage) -> _Head:
+    """The first rows, and from the bytes that they took how many the object has."""
+    if source.url.lower().endswith(".parquet"):
+        return _parquet_head(source, storage)
+    if source.url.lower().endswith(".json") and source.size > ARRAY_LIMIT:
+        start = storage.read_ranges(source.url, [(0, 64)])[0]
+        if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"["):
+            fix = "write it as JSON lines (.jsonl), which are read row by row"
+            raise DataError(Problem(source.url, f"is a JSON array of {source.size / 2**20:,.0f} MiB", fix))
+    rows: list[sources.Row] = []
+    with storage.open(source.url) as stream:
+        for _, row in sources.rows(cast(Storage, _Opened(stream)), source):
+            rows.append(row)
+            if stream.tell() >= HEAD_BYTES and stream.tell() < source.size:
+                return _Head(rows, len(rows) * source.size / stream.tell(), exact=False)
+    return _Head(rows, len(rows), exact=True)
+
+
+def _parquet_head(source: SourceObject, storage: Storage) -> _Head:
+    import pyarrow
+    from pyarrow import parquet
+
+    with storage.open(source.url) as stream:
+        try:
+            file = parquet.ParquetFile(stream)
+            batch = next(file.iter_batches(batch_size=PARQUET_ROWS), None)
+        except pyarrow.ArrowException as error:
+            what = f"cannot be read as Parquet ({' '.join(str(error).split()):.120})"
+            raise DataError(Problem(source.url, what, "write it again")) from error
+        return _Head(list(batch.to_pylist()) if batch else [], file.metadata.num_rows, exact=True)
+
+
+def _tokens(sample: Sample) -> int:
+    match sample:
+        case Conversation(messages):
+            characters = sum(len(content) for _, content in messages)
+            return characters // CHARACTERS_PER_TOKEN + TURN_TOKENS * len(messages) + TEMPLATE_TOKENS
+        case Completion(prompt, completion):
+            characters = len(prompt) + len(completion)
+            return characters // CHARACTERS_PER_TOKEN + TURN_TOKENS * 2 + TEMPLATE_TOKENS
+        case _:
+            return len(sample.text) // CHARACTERS_PER_TOKEN + 1
+
+
+def data_digest(
+    data: DataSpec,
+    train: Sequence[SourceObject],
+    validation: Sequence[SourceObject],
+    format: str,
+    tokenizer_digest: str,
+) -> str:
+    """32 hex digits; equal digests mean equal shards."""
+    objects = [[part for one in split for part in (one.url, one.etag, one.size)] for split in (train, validation)]
+    share = data.validation if isinstance(data.validation, float | int) else 0.0
+    options = (share, tokenizer_digest, format, data.sequence_length, data.overlength, VERSION)
+    return digest([*objects[0], "validation", *objects[1], *options])
