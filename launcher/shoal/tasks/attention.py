@@ -8,7 +8,6 @@ under one name. No mask is ever built: transformers skips mask creation for atte
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig
-from transformers.integrations.sdpa_attention import repeat_kv
 
 PER_DOCUMENT = "shoal_per_document"
 
@@ -43,29 +42,18 @@ def per_document_attention(
     Without boundaries (generation, a plain forward) every row is one document: causal, or one new token over a cache.
     """
     if document_lengths is None:
-        repeats = query.shape[1] // key.shape[1]
         output = scaled_dot_product_attention(
-            query,
-            repeat_kv(key, repeats),
-            repeat_kv(value, repeats),
-            dropout_p=dropout,
-            scale=scaling,
-            is_causal=query.shape[2] > 1,
+            query, key, value, dropout_p=dropout, scale=scaling, is_causal=query.shape[2] > 1, enable_gqa=True
         )
         return output.transpose(1, 2), None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
         return _varlen(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
-    repeats = query.shape[1] // key.shape[1]
-    documents = zip(
-        query.split(document_lengths, dim=2),
-        repeat_kv(key, repeats).split(document_lengths, dim=2),
-        repeat_kv(value, repeats).split(document_lengths, dim=2),
-        strict=True,
-    )
+    documents = zip(*(states.split(document_lengths, dim=2) for states in (query, key, value)), strict=True)
     outputs = [
-        scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True) for q, k, v in documents
+        scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=True)
+        for q, k, v in documents
     ]
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
 
 
 def _varlen(query, key, value, scaling, cu_seq_lens, longest) -> torch.Tensor:

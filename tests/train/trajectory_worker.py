@@ -1,0 +1,34 @@
+"""One rank of several runs after each other: `trajectory_worker.py OUT PLAN.json...`; rank 0 writes each run's losses."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from shoal.plan.types import Plan
+from shoal.train import entry
+from shoal.train.world import Directive, World
+
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+torch.set_num_threads(1)
+distributed.init_process_group("gloo")
+world = World(rank=rank, size=size, local_rank=rank, local_size=size)
+stop_at = int(os.environ.get("STOP_AT", "0"))
+for path in map(Path, sys.argv[2:]):
+    losses: dict[int, float] = {}
+    evaluations: dict[int, float] = {}
+
+    def report(event, losses=losses, evaluations=evaluations) -> Directive:
+        if event["kind"] == "step":
+            losses[event["step"]] = event["loss"]
+        if event["kind"] == "eval":
+            evaluations[event["step"]] = event["loss"]
+        return Directive.STOP if event.get("step") == stop_at > 0 else Directive.CONTINUE
+
+    result = entry.run(Plan.model_validate_json(path.read_text()), world, report)
+    if rank == 0:
+        body = {"losses": losses, "evaluations": evaluations, "state": result.state, "step": result.step}
+        (Path(sys.argv[1]) / path.name).write_text(json.dumps(body))
