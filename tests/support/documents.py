@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from shoal.data.template import Encoded
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from shoal.plan.types import (
     CheckpointPlan,
     Count,

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 from documents import documents
+from torch import distributed
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from shoal.data.order import deal
 from shoal.plan.types import Layout, OptimizerPlan
 from shoal.tasks import attention, causal_lm
 from shoal.train.engine import Engine
 from shoal.train.world import World
-from torch import distributed
-from transformers import AutoConfig, AutoModelForCausalLM
 
 folder, out, stages, offload = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

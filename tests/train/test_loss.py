@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from documents import documents, plain_loss
-from shoal.tasks import attention, causal_lm
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from shoal.tasks import attention, causal_lm
 
 CPU = torch.device("cpu")
 
