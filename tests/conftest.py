@@ -2,9 +2,13 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from shoal.spec.cluster import S3Spec
+from shoal.store import serving
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -61,3 +65,11 @@ def tiny_model(tokenizer_folder: Path) -> Path:
         LlamaForCausalLM(config).save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Spec]:
+    """The embedded store on a folder of this test run; `Storage(s3)` reaches it, and its bucket `shoal` is there."""
+    spec = S3Spec(server="embedded", folder=str(tmp_path_factory.mktemp("store")))
+    with serving(spec):
+        yield spec

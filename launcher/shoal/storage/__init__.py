@@ -101,9 +101,16 @@ class Storage:
         return bool(children.objects) or any(self.exists(folder) for folder in children.folders)
 
     def list(self, pattern: str) -> "list[ObjectInfo]":
-        """Sorted by url: one file, a glob (`*`, `?`, `[ab]`, `**`), or everything under "…/". Empty when none fits."""
+        """Sorted by url: one file, a glob (`*`, `?`, `[ab]`, `**`), or everything under "…/". Empty when none fits.
+
+        A missing bucket is a StorageError, a missing folder is not.
+        """
         pattern = absolute(pattern)
-        return search(self._of(pattern), pattern)
+        place = self._of(pattern)
+        found = search(place, pattern)
+        if not found and isinstance(place, S3Objects):
+            place.need_bucket(pattern)
+        return found
 
     def folders(self, url: str) -> "list[str]":
         """The folders directly under "…/", sorted, each ending in "/"."""

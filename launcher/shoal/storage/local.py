@@ -18,6 +18,7 @@ PARTIAL = ".shoal-part"
 REASONS = {
     errno.ENOSPC: ("the disk is full", "free space there, or choose another folder"),
     errno.EDQUOT: ("the disk quota is used up", "free space there, or choose another folder"),
+    errno.EFBIG: ("the file is larger than this disk or process may write", "choose another folder"),
     errno.EACCES: ("no permission", "change the rights of the file or its folder, or choose another folder"),
     errno.EPERM: ("no permission", "change the rights of the file or its folder, or choose another folder"),
     errno.EROFS: ("the disk is read-only", "choose another folder"),
@@ -46,7 +47,10 @@ def replacing(path: Path, if_absent: bool = False) -> Iterator[Path]:
 
     Raises FileExistsError when `if_absent` and `path` exists by then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from error
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         yield temporary

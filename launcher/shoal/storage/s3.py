@@ -136,18 +136,20 @@ class S3Objects:
             if isinstance(error, OSError) and error.errno in LOCAL and not code_of(error):
                 raise
             if isinstance(error, FileNotFoundError) and code_of(error) in ("", "404"):
-                self._need_bucket(url)
+                self.need_bucket(url)
             raise answer(error, url, self._s3) from error
 
-    def _need_bucket(self, url: str) -> None:
+    def need_bucket(self, url: str) -> None:
         """Tells a missing bucket from a missing object: the store answers 404 to both."""
+        bucket = split(url)[0]
         try:
-            self._fs.call_s3("head_bucket", Bucket=split(url)[0])
+            self._fs.call_s3("head_bucket", Bucket=bucket)
         except FileNotFoundError as error:
-            bucket = split(url)[0]
-            raise StorageError(
-                Problem(url, f"no bucket {bucket!r}", "check its name and the endpoint, or make it")
-            ) from error
+            fix = "check its name and the endpoint, or make it"
+            raise StorageError(Problem(url, f"no bucket {bucket!r}", fix)) from error
+        except PermissionError:
+            # A key may be allowed to read objects and yet not to ask for the bucket.
+            return
 
     def _path(self, url: str) -> str:
         return "/".join(split(url))
@@ -166,7 +168,7 @@ class S3Objects:
     def open(self, url: str) -> BinaryIO:
         info = self.find(url)
         if info is None:
-            self._need_bucket(url)
+            self.need_bucket(url)
             raise StorageError(Problem(url, "no such object", "check the name"))
         return io.BufferedReader(_Stream(self, url, info.size), STREAM_BUFFER)
 
@@ -277,6 +279,12 @@ class _Stream(io.RawIOBase):
 
     def tell(self) -> int:
         return self._place
+
+    def readall(self) -> bytes:
+        # The inherited one would ask for 8 KiB at a time.
+        rest = bytearray(max(0, self._size - self._place))
+        self.readinto(rest)
+        return bytes(rest)
 
     def readinto(self, buffer: Any) -> int:
         start, end = self._place, min(self._size, self._place + len(buffer))
