@@ -95,7 +95,7 @@ def test_csv_with_odd_rows(tmp_path):
 
 
 def test_a_quote_that_never_closes_is_not_one_long_row(tmp_path):
-    with pytest.raises(DataError, match="a.csv:3: a quoted field is never closed"):
+    with pytest.raises(DataError, match=r"a\.csv:3: a quoted field is never closed"):
         read_bytes(tmp_path, "a.csv", b'a,b\n1,2\n1,"2\n' + b"1,2\n" * 50)
 
 
@@ -119,6 +119,19 @@ def test_parquet(tmp_path):
 def test_an_object_that_cannot_be_read_is_told_with_its_name(tmp_path, name, data):
     with pytest.raises(DataError, match=rf"{name}: .*(write it again|use one of)"):
         read_bytes(tmp_path, name, data)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_the_parts_of_an_object_are_the_object(tmp_path, name):
+    lines = [{"text": str(number)} for number in range(1500)]
+    data = "text\n" + "".join(f"{number}\n" for number in range(1500))
+    if name != "a.csv":
+        data = json.dumps(lines) if name == "a.json" else "".join(json.dumps(line) + "\n" for line in lines)
+    source = SourceObject(url=str(tmp_path / name), size=0, etag="")
+    (tmp_path / name).write_text(data)
+    parts = [list(rows(Storage(), source, part, 3)) for part in range(3)]
+    assert sorted((row for part in parts for row in part), key=lambda row: row[0]) == read(tmp_path / name)
+    assert all(400 < len(part) < 600 for part in parts)
 
 
 def test_names_say_what_can_be_read():

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
 from shoal.data.formats import Rejected
@@ -16,7 +16,11 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 """Kinds of objects; all but Parquet may end in one of COMPRESSIONS besides."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
+BLOCK_LINES = 256
+"""Lines that one part reads in a row."""
+
 Row = dict[str, Any] | Rejected
+IsMine = Callable[[int], bool]
 
 csv.field_size_limit(sys.maxsize)  # the default refuses fields over 128 KiB, and long documents are ordinary
 
@@ -26,30 +30,37 @@ def is_readable(url: str) -> bool:
     return _kind(url) is not None
 
 
-def rows(storage: Storage, source: SourceObject) -> Iterator[tuple[int, Row]]:
+def rows(storage: Storage, source: SourceObject, part: int = 0, parts: int = 1) -> Iterator[tuple[int, Row]]:
     """(line, row) for each row of the object, in order; what cannot be read as a row is a Rejected in its place.
 
-    Lines count from 1 (in Parquet and in JSON arrays: rows from 1); blank lines are no rows.
+    Lines count from 1 (in Parquet and in JSON arrays: rows from 1); blank lines are no rows. Of several `parts` one
+    reads every parts-th block of lines, so that one large object is shared among processes.
     Raises DataError when the object as a whole cannot be read, StorageError when the store refuses.
     """
     kind = _kind(source.url)
     if kind is None:
         raise DataError(Problem(source.url, "is no kind of file Shoal reads", f"use one of {', '.join(SUFFIXES)}"))
+
+    def is_mine(line: int) -> bool:
+        return line // BLOCK_LINES % parts == part
+
     with storage.open(source.url) as stored:
-        if kind == ".parquet":
-            yield from _parquet(stored, source.url)
-            return
-        try:
-            stream = _decompressed(stored, source.url)
-            if kind == ".csv":
-                yield from _csv(stream, source.url)
-            else:
-                yield from _json(stream) if kind == ".json" else _lines(stream)
-        except StorageError:
-            raise
-        except OSError as error:
-            fix = "it was cut short or damaged; write it again"
-            raise DataError(Problem(source.url, f"cannot be decompressed ({error})", fix)) from error
+        found = _parquet(stored, source.url) if kind == ".parquet" else _text(stored, source.url, kind, is_mine)
+        yield from (row for row in found if is_mine(row[0]))
+
+
+def _text(stored: BinaryIO, url: str, kind: str, is_mine: IsMine) -> Iterator[tuple[int, Row]]:
+    try:
+        stream = _decompressed(stored, url)
+        if kind == ".csv":
+            yield from _csv(stream, url)
+        else:
+            yield from _json(stream, is_mine) if kind == ".json" else _lines(stream, is_mine)
+    except StorageError:
+        raise
+    except OSError as error:
+        fix = "it was cut short or damaged; write it again"
+        raise DataError(Problem(url, f"cannot be decompressed ({error})", fix)) from error
 
 
 def _kind(url: str) -> str | None:
@@ -72,11 +83,11 @@ def _decompressed(stored: BinaryIO, url: str) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream)))
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, Row]]:
+def _lines(stream: BinaryIO, is_mine: IsMine) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(stream, 1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.strip():
+        if is_mine(number) and line.strip():  # parsing costs more than reading
             yield number, _parsed(line)
 
 
@@ -103,12 +114,12 @@ def _around(text: str, position: int) -> str:
     return repr(text[max(0, position - 20) : position + 20].strip())
 
 
-def _json(stream: BinaryIO) -> Iterator[tuple[int, Row]]:
+def _json(stream: BinaryIO, is_mine: IsMine) -> Iterator[tuple[int, Row]]:
     """An array of objects, held in memory; or JSON lines under another name."""
     start = stream.read(4096)
     rest = io.BufferedReader(_Joined(start, stream))
     if not start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        yield from _lines(rest)
+        yield from _lines(rest, is_mine)
         return
     try:
         found = json.loads(rest.read().decode("utf-8-sig"))
