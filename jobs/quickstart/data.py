@@ -60,7 +60,7 @@ def put(storage: Storage, data: bytes, model: Path) -> None:
     found = storage.find(DATA)
     if found is None or found.size != len(data) or storage.read(DATA) != data:
         storage.write(DATA, data)
-    print(f"{DATA}: {data.count(b'\n'):,} exchanges")
+    print(f"{DATA}: {len(data.splitlines()):,} exchanges")
     found = storage.find(MODEL)
     if found is None or found.size != model.stat().st_size:
         storage.upload(model, MODEL)
