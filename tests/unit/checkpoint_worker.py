@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from stand_in import StandIn, make_plan, tiny_llama
+
 from shoal.runs import RunFolder
 from shoal.storage import Storage
 from shoal.train import checkpoint
 from shoal.train.manifest import Progress
 from shoal.train.world import World
-from stand_in import StandIn, make_plan, tiny_llama
 
 action, root = sys.argv[1], Path(sys.argv[2])
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -9,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import run_ranks
+from stand_in import StandIn, make_plan, tiny_llama
+
 from shoal.errors import ModelError, SpecError, StorageError
 from shoal.runs import RunFolder
 from shoal.storage import Storage
@@ -16,7 +18,6 @@ from shoal.train import checkpoint
 from shoal.train.checkpoint import deal
 from shoal.train.manifest import Best, Manifest, Progress, doomed, require_resumable
 from shoal.train.world import World
-from stand_in import StandIn, make_plan, tiny_llama
 
 WORKER = Path(__file__).parent / "checkpoint_worker.py"
 

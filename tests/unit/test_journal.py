@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_in import make_plan
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from shoal.errors import StorageError
 from shoal.runs import RunFolder
 from shoal.storage import Storage
 from shoal.train import journal as module
 from shoal.train.journal import Journal
-from stand_in import make_plan
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 @pytest.fixture

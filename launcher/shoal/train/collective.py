@@ -38,6 +38,7 @@ def from_main(world: World, work: Callable[[], T]) -> T:
             answer = (work(), None)
         except ShoalError as exc:
             answer = (None, exc)
+    value: Any
     value, error = exchange(world, answer)[0]
     if error is not None:
         raise error

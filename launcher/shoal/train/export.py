@@ -65,7 +65,7 @@ def export(
     name = "model" if plan.trajectory.method == "full" else "adapter"
     tensors = _collect(plan, engine, world)
     trained = {"samples": samples, "losses": dict(losses or {})}
-    logits = [_cpu(live_logits(row)) if world.is_main else live_logits(row) for row in rows]
+    logits = [_cpu(live_logits(row)) for row in rows]
 
     def finish() -> Figures:
         with _scratch(plan) as scratch:
