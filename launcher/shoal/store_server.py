@@ -162,7 +162,7 @@ def _run(weed: str, folder: Path, bucket: str, held: Any, ports: dict[str, int])
         "-ip.bind=127.0.0.1",
     ]
     command += [f"-{name}.port{kind}={ports[name + kind]}" for name in SERVICES for kind in ("", ".grpc")]
-    command += ["-s3.config=identities.json", f"-bucket={bucket}"]
+    command += ["-s3.config=identities.json", f"-bucket={bucket}", "-volume.max=1000"]
     command += ["-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     with (folder / "logs" / "server.log").open("ab") as log:
         return subprocess.Popen(

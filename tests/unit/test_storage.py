@@ -4,8 +4,10 @@ import errno
 import os
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from shoal import store
 from shoal.errors import Problem, StorageError
 from shoal.spec.cluster import CredentialRef, S3Spec
 from shoal.storage import Storage, absolute, join
+from shoal.storage.answers import answer
 from shoal.storage.local import PARTIAL
 
 
@@ -204,6 +207,19 @@ def test_an_unreachable_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SET", "x")
     line = said(lambda: external(access_key_env="SET", secret_key_env="SET").read("s3://abc/d"))
     assert line == ("s3://abc/d: http://127.0.0.1:9 cannot be reached; check storage.s3.endpoint_url and the network")
+
+
+def test_an_embedded_store_without_room_names_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import ClientError
+
+    error = ClientError({"Error": {"Code": "InternalError", "Message": "We encountered"}}, "PutObject")
+    s3 = S3Spec(server="embedded", folder=str(tmp_path))
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(free=3 << 20))
+    line = "s3://shoal/x: the store failed; the disk has only 3 MiB left; free space on the disk of "
+    assert str(answer(error, "s3://shoal/x", s3)) == f"{line}{tmp_path}"
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(free=3 << 30))
+    assert "the store failed (InternalError)" in str(answer(error, "s3://shoal/x", s3))
 
 
 def test_without_the_server_a_folder_serves(

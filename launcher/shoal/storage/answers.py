@@ -1,5 +1,8 @@
 """What a person is told when an S3 store refuses: one line with the cause and the fix, never a key."""
 
+import shutil
+
+from shoal import store
 from shoal.errors import Problem, StorageError
 from shoal.spec.cluster import CredentialRef, S3Spec
 
@@ -8,6 +11,8 @@ EXPIRED = frozenset({"ExpiredToken", "TokenRefreshRequired", "RequestExpired"})
 REFUSED = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden"})
 BUSY = frozenset({"SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "Throttling", "429", "503"})
 FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "507"})
+LITTLE_MIB = 256
+"""Free disk below which a failing embedded server is taken to have no room left: it says no more than "internal"."""
 
 
 def answer(error: Exception, url: str, s3: S3Spec) -> StorageError:
@@ -64,6 +69,11 @@ def _by_code(code: str, url: str, s3: S3Spec) -> tuple[str, str] | None:
         return "the object is shorter than expected", "it was cut short or replaced; make it again"
     if code == "InvalidBucketName":
         return f"{bucket!r} is no bucket name", "use 3 to 63 lower-case letters, digits, dots and dashes"
+    if code == "InternalError" and s3.server == "embedded":
+        folder = store.folder_of(s3)
+        free = shutil.disk_usage(folder).free >> 20
+        if free < LITTLE_MIB:
+            return f"the store failed; the disk has only {free} MiB left", f"free space on the disk of {folder}"
     return (f"the store failed ({code})", "see the store's log, or try again") if code else None
 
 
