@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shoal.data import prepared as prepared_module
 from shoal.data.prepared import Prepared, coalesce
 from shoal.data.shards import UnitWriter, publish
@@ -18,24 +19,26 @@ def encoded(*ids: int) -> Encoded:
     return Encoded(np.array(ids), np.array([number % 2 == 1 for number in ids]))
 
 
-def write(storage: Storage, url: str, folder, dtype="uint16") -> None:
-    with UnitWriter(folder, 0, dtype) as writer:
+def write(storage: Storage, url: str, folder, vocab_size=2**16) -> None:
+    with UnitWriter(folder, 0, vocab_size) as writer:
         writer.add(1, [encoded(1, 2, 3)], TRAIN)
         writer.add(4, [encoded(5, 7), encoded(9)], TRAIN)
         writer.add(5, [encoded(2, 4, 65535)], VALIDATION)
         files = writer.upload(storage, url)
     unit = UnitSummary(
         unit=0, url="rows.jsonl", rows=5, rejected={"malformed": 2}, examples=(),
+        dtype=writer.dtype, highest_token=writer.highest_token,
         input_ids=files[0], loss_mask=files[1], index=files[2],
     )  # fmt: skip
-    publish(storage, url, [unit], "abc", "text", 8, dtype)
+    publish(storage, url, [unit], "abc", "text", 8)
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
-def test_what_was_written_is_read(tmp_path, dtype):
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
+def test_what_was_written_is_read(tmp_path, vocab_size, dtype):
     url = str(tmp_path / "out")
-    write(Storage(), url, tmp_path, dtype)
+    write(Storage(), url, tmp_path, vocab_size)
     prepared = Prepared.open(Storage(), url, tmp_path / "cache")
+    assert prepared.summary.dtype == dtype
     assert prepared.lengths.tolist() == [3, 2, 1]
     assert prepared.targets.tolist() == [1, 1, 0]
     assert prepared.validation_lengths.tolist() == [3]

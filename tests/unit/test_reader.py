@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from shoal.data import prepared as prepared_module
 from shoal.data.order import Order
 from shoal.data.prepared import Prepared
@@ -31,7 +32,7 @@ def write(folder, lengths, held_out=0) -> str:
     for unit, numbers in enumerate((range(0, len(lengths) // 2), range(len(lengths) // 2, len(lengths)))):
         work = folder / f"work-{unit}"
         work.mkdir(parents=True)
-        with UnitWriter(work, unit, "uint16") as writer:
+        with UnitWriter(work, unit, 50_000) as writer:
             for number in numbers:
                 split = VALIDATION if number >= len(lengths) - held_out else TRAIN
                 writer.add(number + 1, [document(number, lengths[number])], split)
@@ -39,10 +40,11 @@ def write(folder, lengths, held_out=0) -> str:
         units.append(
             UnitSummary(
                 unit=unit, url=f"object-{unit}", rows=len(numbers), rejected={}, examples=(),
+                dtype=writer.dtype, highest_token=writer.highest_token,
                 input_ids=files[0], loss_mask=files[1], index=files[2],
             )
         )  # fmt: skip
-    publish(storage, url, units, "d1", "text", SEQUENCE_LENGTH, "uint16")
+    publish(storage, url, units, "d1", "text", SEQUENCE_LENGTH)
     return url
 
 

@@ -66,7 +66,8 @@ def prepare(
 ) -> PreparedSummary:
     """Makes sure that the plan's data lie prepared at plan.storage.prepared; `run` maps over the units of work.
 
-    Raises DataError when no sample is left or more rows are rejected than data.max_rejected allows.
+    Raises DataError when no sample is left or more rows are rejected than data.max_rejected allows, ModelError when
+    the model does not know every token.
     """
     url, data = plan.storage.prepared, plan.trajectory.data
     found = summary(storage, url)
@@ -79,13 +80,16 @@ def prepare(
             units.append(unit)
             if run is not map:
                 progress.rows(unit.rows)
+            if unit.rows == 0:
+                progress.note(f"{unit.url} holds no rows")
         progress.tell()
         _join_rejected(storage, url, units, Path(absolute(plan.storage.cache)))
-        dtype = _dtype(plan.trajectory.model)
-        found = publish(storage, url, units, data.digest, data.format, data.sequence_length, dtype)
-    problems = refusals(found, data, url)
-    if problems:
+        found = publish(storage, url, units, data.digest, data.format, data.sequence_length)
+    if problems := refusals(found, data, url):
         raise DataError(*problems)
+    if found.highest_token >= (vocab_size := plan.trajectory.model.vocab_size):
+        what = f"its tokenizer writes token {found.highest_token}, the model knows those below {vocab_size}"
+        raise ModelError(Problem("model.base", what, "use the tokenizer that belongs to the model"))
     return found
 
 
@@ -119,7 +123,7 @@ def prepare_object(task: Task, progress: Callable[[int], None] | None = None) ->
         cache.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(dir=cache, prefix="preparing-") as folder,
-            UnitWriter(Path(folder), task.unit, _dtype(task.model)) as writer,
+            UnitWriter(Path(folder), task.unit, len(tokenizer)) as writer,
             (Path(folder) / REJECTED).open("w") as apart,
         ):
             found = rows(storage, task.source, task.part, task.parts)
@@ -142,6 +146,8 @@ def prepare_object(task: Task, progress: Callable[[int], None] | None = None) ->
         rows=read,
         rejected=dict(counts),
         examples=tuple(examples),
+        dtype=writer.dtype,
+        highest_token=writer.highest_token,
         input_ids=input_ids,
         loss_mask=loss_mask,
         index=index,
@@ -167,10 +173,6 @@ def _encode(
         if isinstance(pieces, Rejected):
             yield line, row, pieces
             continue
-        highest = max(int(piece.input_ids.max()) for piece in pieces)
-        if highest >= task.model.vocab_size:
-            what = f"its tokenizer writes token {highest}, the model has {task.model.vocab_size}"
-            raise ModelError(Problem("model.base", what, "use the tokenizer that belongs to the model"))
         held_out = task.held_out or fingerprint(sample) < task.data.validation_fraction * 2**64
         writer.add(line, pieces, VALIDATION if held_out else TRAIN)
 
@@ -192,10 +194,6 @@ def _parts(source: SourceObject) -> int:
     """Depends on the object alone: the same digest always has the same shards."""
     ratio = COMPRESSION_RATIO if source.url.lower().endswith(COMPRESSED) else 1
     return max(1, min(MAX_PARTS, source.size * ratio // PART_BYTES))
-
-
-def _dtype(model: ModelPlan) -> str:
-    return "uint16" if model.vocab_size <= 2**16 else "uint32"
 
 
 @lru_cache(maxsize=1)
@@ -231,6 +229,9 @@ class _Progress:
         self._done += count
         if time.monotonic() - self._told > 0.5:
             self.tell()
+
+    def note(self, message: str) -> None:
+        self._report({"kind": "note", "message": message})
 
     def tell(self) -> None:
         self._told = now = time.monotonic()

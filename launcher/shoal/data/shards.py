@@ -4,6 +4,7 @@ import hashlib
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 
@@ -29,9 +30,12 @@ EXAMPLES = 10
 class UnitWriter:
     """Collects one unit's tokens in local files; memory holds the index alone."""
 
-    def __init__(self, folder: Path, unit: int, dtype: str):
+    def __init__(self, folder: Path, unit: int, vocab_size: int):
+        """`vocab_size`: of the tokenizer, which decides how many bytes a token takes."""
         self.folder, self.name, self.unit = folder, f"shard-{unit:05d}", unit
-        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self.dtype: Literal["uint16", "uint32"] = "uint16" if vocab_size <= 2**16 else "uint32"
+        self.highest_token = -1
+        self._dtype = np.dtype(self.dtype).newbyteorder("<")
         self._input_ids = (folder / f"{self.name}.input_ids.bin").open("wb")
         self._loss_mask = (folder / f"{self.name}.loss_mask.bin").open("wb")
         self._columns: list[list[int]] = [[] for _ in Index.DTYPES]
@@ -48,6 +52,7 @@ class UnitWriter:
         """One accepted row: usually one piece, several of a long text."""
         for number, piece in enumerate(pieces):
             length = len(piece.input_ids)
+            self.highest_token = max(self.highest_token, int(piece.input_ids.max()))
             self._input_ids.write(piece.input_ids.astype(self._dtype).tobytes())
             self._loss_mask.write(piece.loss_mask.astype(np.uint8).tobytes())
             entry = (
@@ -83,11 +88,10 @@ def rejected_name(unit: int) -> str:
 
 
 def publish(
-    storage: Storage, url: str, units: list[UnitSummary], digest: str, format: str, sequence_length: int, dtype: str
+    storage: Storage, url: str, units: list[UnitSummary], digest: str, format: str, sequence_length: int
 ) -> PreparedSummary:
     """Writes the index over all units and then `meta.json`; of two processes that do so at once, both succeed."""
-    indexes = [Index.load(storage.read(join(url, unit.index.name))) for unit in units]
-    index = Index.concatenate(indexes) if indexes else Index.of([[] for _ in Index.DTYPES])
+    index = Index.concatenate([Index.load(storage.read(join(url, unit.index.name))) for unit in units])
     data = index.dump()
     storage.write(join(url, INDEX), data)
     train, validation = index.select(index.split == TRAIN), index.select(index.split == VALIDATION)
@@ -99,7 +103,8 @@ def publish(
         digest=digest,
         format=format,
         sequence_length=sequence_length,
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=units[0].dtype,
+        highest_token=max(unit.highest_token for unit in units),
         rows=sum(unit.rows for unit in units),
         samples=len(train.length),
         validation_samples=len(validation.length),

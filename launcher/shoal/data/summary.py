@@ -47,6 +47,9 @@ class UnitSummary(Frozen):
     """Rejected rows by cause."""
     examples: tuple[Example, ...]
     """The first rejected rows."""
+    dtype: Literal["uint16", "uint32"]
+    highest_token: int
+    """-1 without a sample."""
     input_ids: File
     loss_mask: File
     index: File
@@ -61,6 +64,8 @@ class PreparedSummary(Frozen):
     sequence_length: int
     dtype: Literal["uint16", "uint32"]
     """Type of the tokens, little-endian."""
+    highest_token: int
+    """The model must have more tokens than this."""
     rows: int
     """Rows read from all objects, rejected ones included."""
     samples: int

@@ -63,8 +63,10 @@ class Encoder:
         self.sequence_length, self.overlength = sequence_length, overlength
         self._renderer = _Renderer(tokenizer) if tokenizer.chat_template else None
         self._backend = tokenizer.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        if self._backend.truncation is not None:
+            self._backend.no_truncation()
+        if self._backend.padding is not None:
+            self._backend.no_padding()
         self._bos, self._eos = _own_bos(tokenizer), tokenizer.eos_token_id
 
     def encode(self, samples: Sequence[Sample]) -> list[list[Encoded] | Rejected]:
