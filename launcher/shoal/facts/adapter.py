@@ -2,25 +2,17 @@
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shoal.errors import ModelError, Problem
 from shoal.facts.files import ModelFiles, open_files
+from shoal.facts.types import AdapterFacts
 from shoal.runs import find_run
 from shoal.storage import Storage, absolute
 
 WHERE = "model.adapter"
 _RUN = re.compile(r"^[a-z0-9][a-z0-9-]*$")
-
-
-@dataclass(frozen=True)
-class AdapterFacts:
-    location: str
-    """Folder or s3:// prefix; a run id is resolved."""
-    lora: dict[str, Any] | None
-    """adapter_config.json; None for a full model."""
 
 
 def adapter_facts(adapter: str, runs: str, storage: Storage) -> AdapterFacts:

@@ -6,9 +6,10 @@ from typing import BinaryIO, cast
 
 from shoal.data import sources
 from shoal.data.formats import Completion, Conversation, Format, Rejected, Sample, detect, parse
-from shoal.data.summary import VERSION, PreparedSummary
+from shoal.data.summary import VERSION
 from shoal.errors import DataError, Problem, ShoalError
 from shoal.facts.files import digest
+from shoal.facts.types import SplitFacts
 from shoal.plan.types import SourceObject
 from shoal.spec.job import DataSpec
 from shoal.storage import Storage
@@ -27,31 +28,6 @@ TURN_TOKENS = 5
 """What a chat template adds to a message."""
 TEMPLATE_TOKENS = 8
 """What a chat template adds to a conversation besides."""
-
-
-@dataclass(frozen=True)
-class SplitFacts:
-    """Objects that are read as one."""
-
-    objects: tuple[SourceObject, ...]
-    rows: int
-    exact: bool
-    """Whether the rows were counted rather than guessed from sizes."""
-    sample_tokens: tuple[int, ...]
-    """Estimated tokens of each accepted row among the first ones."""
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    train: SplitFacts
-    validation: SplitFacts | None
-    """None when validation is a share of train, or absent."""
-    format: Format
-    digest: str
-    """Of everything that the prepared shards depend on."""
-    prepared: PreparedSummary | None
-    """Exact counts, when these data were prepared before."""
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

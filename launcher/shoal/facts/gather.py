@@ -1,27 +1,20 @@
 """Facts: what is there, asked of files, stores and the hub. The network is used here, and nowhere in planning."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from shoal.data.summary import summary
 from shoal.errors import DataError, ModelError, Problem, ShoalError
-from shoal.facts.adapter import AdapterFacts, adapter_facts
-from shoal.facts.data import DataFacts, SplitFacts, data_digest, locate, split_facts
-from shoal.facts.model import ModelFacts, model_facts
+from shoal.facts.adapter import adapter_facts
+from shoal.facts.data import data_digest, locate, split_facts
+from shoal.facts.model import model_facts
+from shoal.facts.types import Counts, DataFacts, Facts, ModelFacts, SplitFacts
 from shoal.plan.types import SourceObject
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.job import DataSpec, JobSpec
 from shoal.storage import Storage, join
 
 Found = TypeVar("Found")
-
-
-@dataclass(frozen=True)
-class Facts:
-    model: ModelFacts
-    adapter: AdapterFacts | None
-    data: DataFacts
 
 
 def gather(job: JobSpec, profile: ClusterProfile, storage: Storage) -> Facts:
@@ -80,12 +73,13 @@ def _data(data: DataSpec, model: ModelFacts | None, profile: ClusterProfile, sto
         return None
     held_out = validation[0] if validation else []
     digest = data_digest(data, train[0], held_out, train_facts[1], model.tokenizer_digest)
+    prepared = summary(storage, join(profile.storage.prepared, digest))
     return DataFacts(
         train=train_facts[0],
         validation=validation_facts[0] if validation_facts else None,
         format=train_facts[1],
         digest=digest,
-        prepared=summary(storage, join(profile.storage.prepared, digest)),
+        counts=Counts(prepared.samples, prepared.packed_rows, prepared.tokens) if prepared else None,
         notes=(*train[1], *(validation[1] if validation else ())),
     )
 

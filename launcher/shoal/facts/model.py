@@ -1,7 +1,6 @@
 """What the base model is: its configuration, shapes and identity, from small files and headers alone."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from shoal.facts.files import (
     digest,
     open_files,
 )
+from shoal.facts.types import ModelFacts
 from shoal.spec.job import ModelSpec
 from shoal.storage import Storage, absolute
 
@@ -48,34 +48,6 @@ GGUF_ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
 }
 """Dense decoders that transformers converts from GGUF."""
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    base: str
-    """As the job names it, local folders from the root."""
-    kind: Literal["hub", "folder", "object"]
-    gguf: bool
-    revision: str | None
-    """Commit of a hub model."""
-    digest: str
-    tokenizer_digest: str
-    architecture: str
-    num_parameters: int
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    max_position_embeddings: int | None
-    """None where the configuration names no limit."""
-    tie_word_embeddings: bool
-    num_experts: int
-    """0 for a dense model."""
-    quantised: str | None
-    """How the stored weights are quantised already; None for full precision (GGUF is dequantised)."""
-    chat_template: bool
-    matrices: frozenset[str]
-    """Dotted names of modules with a matrix for a weight; empty when the names are not known (GGUF)."""
-    notes: tuple[str, ...] = ()
 
 
 def model_facts(model: ModelSpec, storage: Storage) -> ModelFacts:

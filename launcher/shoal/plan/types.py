@@ -52,7 +52,8 @@ class ModelPlan(Frozen):
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
-    max_position_embeddings: int
+    max_position_embeddings: int | None
+    """None where the configuration names no limit."""
     tie_word_embeddings: bool
     adapter: str | None
     """Location of the adapter or model to start from; run ids are resolved."""
@@ -79,6 +80,8 @@ class OptimizerPlan(Frozen):
     learning_rate: float
     lr_scheduler_type: str
     warmup_steps: int
+    warmup_ratio: float | None = None
+    """What warmup_steps follows from, rounded up; None when the job gives the steps."""
     weight_decay: float
     max_grad_norm: float
     adam_beta1: float
@@ -167,4 +170,6 @@ class Plan(Frozen):
     def trajectory_digest(self) -> str:
         """16 hex digits over the trajectory; counts are left out, since they follow from the rest."""
         body = self.trajectory.model_dump(mode="json", exclude={"steps", "steps_per_epoch", "tokens"})
+        if self.trajectory.optimizer.warmup_ratio is not None:
+            del body["optimizer"]["warmup_steps"]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
