@@ -58,7 +58,8 @@ for stage in map(int, stages.split(",")):
                 "gradient_accumulation_steps": len(dealt),
                 "gradient_clipping": 0.0,  # absent, DeepSpeed clips to 1.0
                 "zero_optimization": zero,
-                "zero_allow_untrusted_optimizer": True,
+                "zero_allow_untested_optimizer": True,
+                "managed_gradient_accumulation": False,
                 "zero_force_ds_cpu_optimizer": False,
             },
         )

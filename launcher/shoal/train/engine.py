@@ -59,7 +59,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=LossModule(model, gathered=layout.stage < 3),
             optimizer=adam,
-            config={**layout.deepspeed, "managed_gradient_accumulation": False},
+            config=layout.deepspeed,
             dist_init_required=False,
         )
         self._adam: torch.optim.Optimizer = adam

@@ -41,8 +41,6 @@ def run(plan: Plan, world: World, report: Report) -> Result:
     Every rank calls this with the same plan; `report` is called on rank 0 alone. Raises ShoalError for what a person can
     mend; it has then been told and written down.
     """
-    if plan.layout.device == "cpu" and world.local_size > 1:
-        torch.set_num_threads(1)  # workers of one machine with default threads fight over its cores
     storage = Storage(plan.storage.s3)
     folder = RunFolder(storage, plan.storage.run)
     voice = Voice(report, Journal(plan, folder, storage) if world.is_main else None)

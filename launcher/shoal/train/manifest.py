@@ -205,10 +205,10 @@ def publish(storage: Storage, folder: RunFolder, manifest: Manifest) -> Manifest
 
 
 def trajectory_of(plan: Plan) -> dict[str, Any]:
-    return plan.trajectory.model_dump(
-        mode="json",
-        exclude={"steps": True, "steps_per_epoch": True, "tokens": True, "data": {"train": True, "validation": True}},
-    )
+    """What the plan's digest covers, without the lists of objects."""
+    counted = {"warmup_steps"} if plan.trajectory.optimizer.warmup_ratio is not None else set()
+    left_out = {"steps": True, "steps_per_epoch": True, "tokens": True, "optimizer": counted}
+    return plan.trajectory.model_dump(mode="json", exclude=left_out | {"data": {"train": True, "validation": True}})
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
