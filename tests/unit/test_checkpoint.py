@@ -13,6 +13,7 @@ from stand_in import StandIn, make_plan, tiny_llama
 
 from shoal.errors import ModelError, SpecError, StorageError
 from shoal.runs import RunFolder
+from shoal.spec.cluster import S3Spec
 from shoal.storage import Storage
 from shoal.train import checkpoint
 from shoal.train.checkpoint import deal
@@ -207,3 +208,23 @@ def test_a_full_disk_is_one_line(tmp_path: Path, folder: RunFolder, storage: Sto
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert checkpoint.newest(storage, folder) is None
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_on_the_object_store(tmp_path: Path, s3: S3Spec, engine: StandIn):
+    storage = Storage(s3)
+    folder = RunFolder(storage, f"s3://shoal/{tmp_path.name}")
+    first = save(engine, tmp_path, folder, storage, 1)
+    assert save(engine, tmp_path, folder, storage, 1).parts == first.parts
+    engine.train(1)
+    second = save(engine, tmp_path, folder, storage, 2)
+    assert checkpoint.newest(storage, folder) == second
+    with pytest.raises(FileExistsError):
+        storage.write(folder.manifest(2), b"another", if_absent=True)
+    storage.delete(folder.checkpoint(2) + second.parts[0].file)
+    assert checkpoint.newest(storage, folder) == first
+    fresh = StandIn(tiny_llama(seed=8))
+    checkpoint.load(fresh, first, make_plan(tmp_path), folder, storage, World())
+    assert not torch.equal(fresh.states()["model.norm.weight::param"], engine.states()["model.norm.weight::param"])
+    save(engine, tmp_path, folder, storage, 2)
+    assert checkpoint.retain(storage, folder, keep=1) == [1]
+    assert [item.url for item in storage.list(folder.checkpoint(1))] == []

@@ -13,14 +13,16 @@ from shoal.models import load_tokenizer
 from stand_in import StandIn, make_plan
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from shoal.errors import ExportError, SpecError
+from shoal.errors import ExportError, ModelError, SpecError
 from shoal.infer import generate
-from shoal.infer.load import load
+from shoal.infer.load import fetch_export, load
 from shoal.plan.types import Plan
 from shoal.runs import RunFolder
+from shoal.spec.cluster import S3Spec
 from shoal.storage import Storage
 from shoal.train import export as module
 from shoal.train.card import model_card
+from shoal.train.deliver import hand_in
 from shoal.train.export import export, merge_run
 from shoal.train.model import DTYPES, quantization
 from shoal.train.world import World
@@ -243,6 +245,34 @@ def test_a_tensor_that_is_not_the_bases_is_named(
         monkeypatch.setattr(module, "_collect", lambda *a: collect(*a) | {name: part})
     with pytest.raises(ExportError, match=name):
         place.export()
+
+
+def test_an_export_on_the_object_store_is_fetched_once(tmp_path: Path, s3: S3Spec, monkeypatch: pytest.MonkeyPatch):
+    storage, plan = Storage(s3), make_plan(tmp_path)
+    folder = RunFolder(storage, f"s3://shoal/{tmp_path.name}")
+    target = tmp_path / "made"
+    target.mkdir()
+    (target / "adapter_model.safetensors").write_bytes(b"weights")
+    with pytest.raises(SpecError, match="no adapter export"):
+        fetch_export(folder, storage, plan, "adapter")
+    hand_in(plan, "adapter", target, {"passed": True}, {}, folder, storage)
+    local = fetch_export(folder, storage, plan, "adapter")
+    assert (local / "adapter_model.safetensors").read_bytes() == b"weights"
+
+    downloads: list[str] = []
+    download = storage.download
+    monkeypatch.setattr(storage, "download", lambda url, path: (downloads.append(url), download(url, path))[1])
+    assert fetch_export(folder, storage, plan, "adapter") == local and not downloads
+    (target / "adapter_model.safetensors").write_bytes(b"better weights")
+    hand_in(plan, "adapter", target, {"passed": True}, {}, folder, storage)
+    assert (
+        fetch_export(folder, storage, plan, "adapter") / "adapter_model.safetensors"
+    ).read_bytes() == b"better weights"
+    storage.write(folder.export("adapter") + "adapter_model.safetensors", b"cut")
+    hidden = local.rename(tmp_path / "gone")
+    with pytest.raises(ModelError, match="not whole"):
+        fetch_export(folder, storage, plan, "adapter")
+    assert hidden.exists() and not local.exists()
 
 
 def test_the_card_of_a_hub_model_names_its_revision(tmp_path: Path):

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from shoal.errors import StorageError
 from shoal.runs import RunFolder
+from shoal.spec.cluster import S3Spec
 from shoal.storage import Storage
 from shoal.train import journal as module
 from shoal.train.journal import Journal
@@ -143,3 +144,18 @@ def test_a_store_that_fails_for_a_while_loses_nothing(
             journal.flush()
     journal.close()
     assert rows(storage, folder.metrics)[0]["step"] == 1
+
+
+def test_on_the_object_store(tmp_path: Path, s3: S3Spec):
+    storage, plan = Storage(s3), make_plan(tmp_path)
+    folder = RunFolder(storage, f"s3://shoal/{tmp_path.name}")
+    for attempt in (1, 2):
+        journal = Journal(plan, folder, storage)
+        if attempt == 2:
+            journal.resume(1)
+        journal.record(step(attempt))
+        journal.close()
+    assert [(row["step"], row["attempt"]) for row in rows(storage, folder.metrics)] == [(1, 1), (2, 2)]
+    assert len(storage.list(folder.tensorboard)) == 1, "the scalars of the first attempt are in the second one's file"
+    storage.download(folder.tensorboard, tmp_path / "run" / "tensorboard")
+    assert scalars(RunFolder(storage, str(tmp_path / "run")), "train/loss") == [(1, 1.0), (2, 1.0)]

@@ -96,7 +96,7 @@ def hand_in(
     ]
     storage.delete(where)
     storage.upload(target, where)
-    done = {"run_id": plan.run_id, "name": name, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    done = {"run_id": plan.run_id, "name": name, "created": datetime.now(UTC).isoformat()}
     storage.write(join(where, "export.json"), json.dumps(done | {"files": files, "gate": gate}, indent=1).encode())
     return gate | {"name": name, "url": where.rstrip("/")}
 
