@@ -1,0 +1,153 @@
+"""One driver per run: a lease in the run folder with a heartbeat, taken by conditional put.
+
+Leases are numbered. The newest number holds the run; a driver takes it by creating the next number, which one writer
+alone can do. A holder that was paused past its time finds a newer number and must leave.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shoal.errors import ClusterError, Problem, StorageError
+from shoal.runs import RunFolder
+from shoal.storage import join
+
+HEARTBEAT_S = 4.0
+STALE_AFTER_S = 20.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a run."""
+
+    host: str
+    machine: str
+    """Tells machines, a machine's earlier lives and containers apart: a pid means something within one of these alone."""
+    pid: int
+    token: str
+    beat: float
+    """Seconds since the epoch."""
+
+    def alive(self, now: float, machine: str, pids: Callable[[int], bool]) -> bool:
+        """Whether the holder still works, as far as one can know: its process on this machine, its heartbeat elsewhere."""
+        if self.machine == machine:
+            return pids(self.pid)
+        return now - self.beat < STALE_AFTER_S
+
+
+@contextlib.contextmanager
+def held(folder: RunFolder, on_lost: Callable[[], None]) -> Iterator[None]:
+    """Hold the run inside the block. `on_lost` is called from another thread when a newer holder has taken over.
+
+    Raises: ClusterError when another driver holds it.
+    """
+    lease = _take(folder)
+    over = threading.Event()
+    thread = threading.Thread(target=_beat, args=(lease, over, on_lost), name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        with contextlib.suppress(StorageError):  # what happened inside the block matters more
+            folder.storage.delete(lease.url)
+
+
+@dataclass(frozen=True)
+class _Lease:
+    folder: RunFolder
+    number: int
+    holder: Holder
+
+    @property
+    def url(self) -> str:
+        return _url(self.folder, self.number)
+
+    def write(self, *, if_absent: bool) -> None:
+        body = asdict(self.holder) | {"beat": time.time()}
+        self.folder.storage.write(self.url, json.dumps(body).encode(), if_absent=if_absent)
+
+
+def _take(folder: RunFolder) -> _Lease:
+    me = Holder(
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=os.getpid(),
+        token=secrets.token_hex(8),
+        beat=0.0,
+    )
+    numbers = _numbers(folder)
+    if numbers:
+        holder = _holder(folder, numbers[-1])
+        if holder is not None and holder.alive(time.time(), me.machine, _running):
+            raise ClusterError(_busy(folder, holder))
+    lease = _Lease(folder, numbers[-1] + 1 if numbers else 1, me)
+    try:
+        lease.write(if_absent=True)
+    except FileExistsError:
+        holder = _holder(folder, lease.number)
+        raise ClusterError(_busy(folder, holder)) from None
+    for number in numbers:
+        folder.storage.delete(_url(folder, number))
+    return lease
+
+
+def _beat(lease: _Lease, over: threading.Event, on_lost: Callable[[], None]) -> None:
+    while not over.wait(HEARTBEAT_S):
+        try:
+            if max(_numbers(lease.folder), default=0) > lease.number:
+                on_lost()
+                return
+            lease.write(if_absent=False)
+        except StorageError:
+            continue  # the store is away for now; training itself finds out if it stays away
+
+
+def _numbers(folder: RunFolder) -> list[int]:
+    names = [one.url.rpartition("/")[2] for one in folder.storage.list(join(folder.url, "lease/"))]
+    return sorted(int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdecimal())
+
+
+def _holder(folder: RunFolder, number: int) -> Holder | None:
+    """None when it was let go meanwhile."""
+    try:
+        return Holder(**json.loads(folder.storage.read(_url(folder, number))))
+    except StorageError:
+        return None
+
+
+def _url(folder: RunFolder, number: int) -> str:
+    return join(folder.url, "lease", f"{number:06d}.json")
+
+
+def _machine() -> str:
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if not boot.exists() or not namespace.exists():
+        return socket.gethostname()
+    return f"{boot.read_text().strip()} {namespace.readlink()}"
+
+
+def _running(pid: int) -> bool:
+    """Whether the process is there; a dead one that its parent has not yet asked about is not."""
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+
+
+def _busy(folder: RunFolder, holder: Holder | None) -> Problem:
+    by = f"process {holder.pid} on {holder.host}" if holder else "another process"
+    fix = f"stop that one first; should its machine be dead, try again in {STALE_AFTER_S:.0f} s"
+    return Problem(folder.id, f"is being trained by {by}", fix)
