@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shoal.data.order import Cursor, Order, deal, hash_order
+
+from shoal.data.order import Cursor, Order, Steps, count_steps, deal, hash_order
 
 LENGTHS = st.lists(st.integers(1, 32), min_size=1, max_size=120)
 
@@ -103,3 +104,7 @@ def test_tokens_of_the_first_steps_are_exact(lengths, steps):
     made = order(lengths)
     counted = sum(int(made.lengths[row].sum()) for step in range(1, steps + 1) for row in made.batch(made.locate(step)))
     assert made.tokens(steps) == counted
+
+
+def test_no_samples_make_no_steps():
+    assert count_steps(np.empty(0, np.int32), None) == Steps(0, 0, 0)

@@ -134,7 +134,7 @@ def test_too_many_bad_rows_are_refused_with_causes_examples_and_what_to_change(m
     assert "4 of 10 rows (40.0%) are rejected, data.max_rejected allows 30.0%" in text
     assert "rejected.jsonl" in text
     assert "malformed: 3 rows; correct or remove these lines" in text
-    assert "missing-field: 1 rows; fill the field" in text
+    assert "missing-field: 1 row; fill the field" in text
     assert text.count(f"{tmp_path}/a.jsonl:") == 3
     with pytest.raises(DataError, match=r"40\.0%"):
         prepare(plan, Storage())

@@ -111,7 +111,9 @@ class Steps:
 
 
 def count_steps(lengths: np.ndarray, trajectory: Trajectory) -> Steps:
-    """Counts a run over samples of these lengths (int32[n], n > 0)."""
+    """Counts a run over samples of these lengths (int32[n]); no samples make no steps."""
+    if not len(lengths):
+        return Steps(0, 0, 0)
     data = trajectory.data
     order = Order(lengths, lengths, trajectory.seed, trajectory.batch_size, data.sequence_length, data.packing)
     steps = order.steps(trajectory.num_train_epochs, trajectory.max_steps)

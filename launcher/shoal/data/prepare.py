@@ -107,7 +107,10 @@ def refusals(found: PreparedSummary, data: DataPlan, url: str) -> list[Problem]:
         head = Problem("data.train", f"{what}data.max_rejected allows {data.max_rejected:.1%}", listed)
     else:
         head = Problem("data.train", "no sample is left to train on", f"add rows or hold out fewer; {listed}")
-    causes = [Problem(cause, f"{count:,} rows", REMEDIES[cause]) for cause, count in found.rejected.items()]
+    causes = [
+        Problem(cause, f"{count:,} {'row' if count == 1 else 'rows'}", REMEDIES[cause])
+        for cause, count in found.rejected.items()
+    ]
     examples = [Problem(f"{one.object}:{one.line}", f"{one.cause}: {one.detail}") for one in found.examples[:3]]
     return [head, *causes, *examples]
 
