@@ -1,4 +1,5 @@
 import pytest
+
 from shoal.data.formats import FORMATS, REMEDIES, Completion, Conversation, Rejected, Text, detect, fingerprint, parse
 from shoal.errors import DataError
 

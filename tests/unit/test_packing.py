@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shoal.data.order import hash_order
 from shoal.data.packing import Rows, pack
 
