@@ -162,6 +162,7 @@ def test_a_union_says_one_sentence_at_the_place_inside():
         ("learning_rat: 1e-4", "did you mean `optimizer.learning_rate`?"),
         ("train: {batchsize: 3}", "did you mean `train.batch_size`?"),
         ("train: {lora_alpha: 3}", "write `lora.lora_alpha`"),
+        ("train.seed: 3", "write `seed` inside `train`"),
         ("checkpoint: {zzz: 3}", "its fields are every_steps, keep"),
         ("deepspeed: ds_config.json", "under deepspeed.config"),
         ("optimizer: adamw_torch", "the optimizer is AdamW"),

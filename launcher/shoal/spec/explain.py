@@ -116,6 +116,8 @@ def unknown(path: Path, given: Any, fields: Fields) -> tuple[str, str]:
         return f"is a name from {names[key].tools}", names[key].advice(shown(path, given))
     if elsewhere:
         return what, f"write {' or '.join(f'`{dotted(field)}`' for field in elsewhere)}"
+    if (nested := (*section, *key.split("."))) != path and nested in fields.all():
+        return what, f"write `{nested[-1]}` inside `{dotted(nested[:-1])}`; dots are for --set"
     if near := get_close_matches(key, fields.keys(section), 1, 0.6):
         return what, f"did you mean `{dotted((*section, near[0]))}`?"
     by_name = {str(field[-1]): field for field in fields.all()}

@@ -68,7 +68,7 @@ JOB: dict[str, Foreign] = {
     "output_dir": Foreign(
         f"{_HF}, {_AX} and {_LF}",
         "",
-        "take it out: runs go to the profile's storage.runs (`--set` does not reach it); see `shoal runs`",
+        "take it out: runs go to the profile's storage.runs; see `shoal runs`",
     ),
     "random_seed": Foreign(_LU, "train.seed", _SAME),
     "data_seed": Foreign(_HF, "train.seed", "one seed gives the order too"),
@@ -85,7 +85,6 @@ JOB: dict[str, Foreign] = {
     "optim": Foreign(
         f"{_HF} and {_LF}", "", "take it out: the optimizer is AdamW with fp32 states; its settings are in `optimizer`"
     ),
-    "adam_epsilon": Foreign(_HF, "optimizer.adam_epsilon", _SAME),
     "gradient_clipping": Foreign("DeepSpeed and Ludwig", "optimizer.max_grad_norm", _SAME),
     "max_norm": Foreign("PyTorch", "optimizer.max_grad_norm", _SAME),
     "embedding_lr": Foreign(_AX, "", "take it out: one learning rate serves all weights"),
