@@ -104,7 +104,11 @@ def refusals(found: PreparedSummary, data: DataPlan, url: str) -> list[Problem]:
     listed = f"all are listed in {join(url, REJECTED)}"
     if share > data.max_rejected:
         what = f"{found.rejected_rows:,} of {found.rows:,} rows ({share:.1%}) are rejected, "
-        head = Problem("data.train", f"{what}data.max_rejected allows {data.max_rejected:.1%}", listed)
+        head = Problem(
+            "data.train",
+            f"{what}data.max_rejected allows {data.max_rejected:.1%}",
+            f"{listed}; mend them, or raise data.max_rejected",
+        )
     else:
         head = Problem("data.train", "no sample is left to train on", f"add rows or hold out fewer; {listed}")
     causes = [
