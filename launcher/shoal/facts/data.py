@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from shoal.data import sources
 from shoal.data.formats import Completion, Conversation, Format, Rejected, Sample, detect, parse
+from shoal.data.sources import SUFFIXES, Row, is_readable
+from shoal.data.sources import rows as read_rows
 from shoal.data.summary import VERSION
 from shoal.errors import DataError, Problem, ShoalError
 from shoal.facts.files import digest
@@ -34,7 +35,7 @@ TEMPLATE_TOKENS = 8
 class _Head:
     """The beginning of one object."""
 
-    rows: list[sources.Row]
+    rows: list[Row]
     total: float
     """Rows of the whole object, as far as can be told."""
     exact: bool
@@ -81,9 +82,9 @@ def _expand(pattern: str, storage: Storage) -> tuple[list[SourceObject], str]:
     if not objects:
         fix = "check the name and the pattern; `shoal store ls` lists what is in the object store"
         raise DataError(Problem(pattern, "no object fits", fix))
-    readable = [one for one in objects if sources.is_readable(one.url)]
+    readable = [one for one in objects if is_readable(one.url)]
     if not readable:
-        kinds = ", ".join(sources.SUFFIXES)
+        kinds = ", ".join(SUFFIXES)
         raise DataError(
             Problem(objects[0].url, "is no kind of file Shoal reads", f"use {kinds} (or .gz, .zst of these)")
         )
@@ -129,9 +130,9 @@ def _head(source: SourceObject, storage: Storage) -> _Head:
         if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"["):
             fix = "write it as JSON lines (.jsonl), which are read row by row"
             raise DataError(Problem(source.url, f"is a JSON array of {source.size / 2**20:,.0f} MiB", fix))
-    rows: list[sources.Row] = []
+    rows: list[Row] = []
     with storage.open(source.url) as stream:
-        for _, row in sources.rows(cast(Storage, _Opened(stream)), source):
+        for _, row in read_rows(cast(Storage, _Opened(stream)), source):
             rows.append(row)
             if stream.tell() >= HEAD_BYTES and stream.tell() < source.size:
                 return _Head(rows, len(rows) * source.size / stream.tell(), exact=False)

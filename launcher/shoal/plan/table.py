@@ -89,7 +89,7 @@ def _training(plan: Plan) -> Rows:
 def _layout(plan: Plan) -> Rows:
     layout = plan.layout
     yield "workers", f"{layout.workers} on {'GPUs' if layout.device == 'cuda' else 'CPU'}"
-    idle = f", {layout.idle_rows} slots idle" if layout.idle_rows else ""
+    idle = f", {layout.idle_rows} idle" if layout.idle_rows else ""
     yield (
         "micro-batch",
         f"{layout.micro_batch_size} x {layout.accumulation} accumulation x {layout.workers} workers{idle}",
