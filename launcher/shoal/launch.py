@@ -57,9 +57,8 @@ def run(
     on_event: OnEvent,
     stop: threading.Event,
 ) -> Outcome:
-    """Train `job` as a new run. Raises: ShoalError."""
+    """Train `job` as a new run on a backend that was started. Raises: ShoalError."""
     on_event({"kind": "phase", "phase": "planning", "detail": job.model.base})
-    backend.start()
     made = plan_job(job, profile, storage)
     backend.prepare(made, storage, on_event)
     made = _counted(made, storage)
@@ -86,7 +85,6 @@ def resume(
         fix = f"`shoal chat {folder.id}` talks to it; a new job can go on from it with model.adapter: {folder.id}"
         raise SpecError(Problem(folder.id, "is finished: there is nothing to resume", fix))
     on_event({"kind": "phase", "phase": "planning", "detail": f"going on with {folder.id}"})
-    backend.start()
     made = _placed(Plan.model_validate_json(storage.read(folder.plan)), folder, profile)
     backend.prepare(made, storage, on_event)
     return _train(folder, made, backend, on_event, stop)

@@ -61,6 +61,13 @@ def held(folder: RunFolder, on_lost: Callable[[], None]) -> Iterator[None]:
             folder.storage.delete(lease.url)
 
 
+def is_held(folder: RunFolder) -> bool:
+    """Whether somebody trains this run now, as far as one can know."""
+    numbers = _numbers(folder)
+    holder = _holder(folder, numbers[-1]) if numbers else None
+    return holder is not None and holder.alive(time.time(), _machine(), _running)
+
+
 @dataclass(frozen=True)
 class _Lease:
     folder: RunFolder
@@ -85,10 +92,9 @@ def _take(folder: RunFolder) -> _Lease:
         beat=0.0,
     )
     numbers = _numbers(folder)
-    if numbers:
-        holder = _holder(folder, numbers[-1])
-        if holder is not None and holder.alive(time.time(), me.machine, _running):
-            raise ClusterError(_busy(folder, holder))
+    holder = _holder(folder, numbers[-1]) if numbers else None
+    if holder is not None and holder.alive(time.time(), me.machine, _running):
+        raise ClusterError(_busy(folder, holder))
     lease = _Lease(folder, numbers[-1] + 1 if numbers else 1, me)
     try:
         lease.write(if_absent=True)

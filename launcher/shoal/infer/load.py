@@ -32,6 +32,12 @@ def load(folder: RunFolder, storage: Storage, *, merged: bool = False) -> tuple[
     return load_adapter(plan, base, export)
 
 
+def load_base(folder: RunFolder, storage: Storage) -> Any:
+    """The model that the run started from, in eval mode: what a full model's answers are compared with."""
+    plan = Plan.model_validate_json(storage.read(folder.plan))
+    return _model(plan, materialise(plan.trajectory.model, storage, Path(plan.storage.cache).expanduser()))
+
+
 def load_adapter(plan: Plan, base: Path, adapter: Path) -> tuple[Any, Any]:
     """(PeftModel, tokenizer) from local folders; a qlora adapter lands on the 4-bit base that it was trained on."""
     from peft import PeftModel

@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM: once asks training to leave in order, twice leaves at once."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+from shoal.backends import OnEvent
+from shoal.train.world import Event
+
+ASKED = "stopping: this step is finished and saved first; once more leaves at once (what was saved before stays)"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """Handlers for as long as the block lasts. Until training begins there is nothing to save: once is enough."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self.stop = threading.Event()
+        self._on_event = on_event
+        self._training = False
+        self._before: dict[int, Any] = {}
+
+    def on_event(self, event: Event) -> None:
+        """Passes events on, and notices that training begins."""
+        self._training = self._training or event["kind"] == "run"
+        self._on_event(event)
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._training or self.stop.is_set():
+            raise KeyboardInterrupt
+        self.stop.set()
+        # The handler runs in the middle of whatever the main thread does, printing perhaps: another thread tells it.
+        threading.Thread(target=self._on_event, args=({"kind": "note", "message": ASKED},), daemon=True).start()

@@ -1,0 +1,174 @@
+"""check, plan, run, resume: from a job file to a result."""
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shoal.cli.common import Job, Json, On, Run, Set, console, load_both, profile_name, storage_of
+
+if TYPE_CHECKING:
+    import threading
+
+    from shoal.backends import Backend, OnEvent
+    from shoal.launch import Outcome
+    from shoal.spec.cluster import ClusterProfile
+    from shoal.storage import Storage
+
+NOT_BETTER = 9
+"""Exit status of --expect-improvement."""
+INTERRUPTED = 130
+
+Expect = Annotated[
+    bool,
+    typer.Option(
+        "--expect-improvement",
+        help="Leave with status 9 unless the export's held-out loss is below the base model's.",
+    ),
+]
+
+
+def check(
+    job: Job,
+    on: On = None,
+    set_: Set = None,
+    show: Annotated[
+        int, typer.Option("--show", metavar="N", min=0, help="Print N samples, what is learnt in colour.")
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Read the data as training would, without training: counts, rejected rows with their causes, samples.
+
+    Example:  shoal check jobs/quickstart.yaml --show 3
+    """
+    from pathlib import Path
+
+    from shoal.backends.inline import Inline
+    from shoal.data.summary import summary
+    from shoal.display import display_for
+    from shoal.launch import backend_for, plan_job
+
+    loaded, profile = load_both(job, set_, on)
+    out = console(as_json)
+    with storage_of(profile) as storage:
+        made = plan_job(loaded, profile, storage)
+        known = summary(storage, made.storage.prepared) is not None
+        with closing(Inline() if known else backend_for(profile)) as backend, display_for(out) as display:
+            backend.start()
+            found = backend.prepare(made, storage, display.on_event)
+        if as_json:
+            typer.echo(found.model_dump_json(indent=1))
+            return
+        from shoal.data import inspect
+        from shoal.data.prepared import Prepared
+        from shoal.storage import absolute
+
+        cache = Path(absolute(made.storage.cache))
+        prepared = Prepared.open(storage, made.storage.prepared, cache)
+        out.print(inspect.counts(found), inspect.rejections(found, made.storage.prepared), inspect.lengths(prepared))
+        if show:
+            from shoal.models import load_tokenizer, materialise
+
+            model = made.trajectory.model
+            tokenizer = load_tokenizer(materialise(model, storage, cache), model.trust_remote_code)
+            for sample in inspect.samples(prepared, tokenizer, show, colour=out.color_system is not None):
+                out.print("", sample, sep="\n")
+
+
+def plan(job: Job, on: On = None, set_: Set = None, as_json: Json = False) -> None:
+    """Say what a run would do, before anything is taken: steps, micro-batches, ZeRO stage, locations.
+
+    Example:  shoal plan jobs/quickstart.yaml --on cluster/local.yaml --set train.batch_size=16
+    """
+    from shoal.launch import plan_job
+
+    loaded, profile = load_both(job, set_, on)
+    with storage_of(profile) as storage:
+        made = plan_job(loaded, profile, storage)
+    if as_json:
+        typer.echo(made.model_dump_json(indent=1))
+        return
+    from shoal.plan.table import table
+
+    console().print(table(made))
+
+
+def run(job: Job, on: On = None, set_: Set = None, expect_improvement: Expect = False, as_json: Json = False) -> None:
+    """Train a job as a new run: prepare the data, train, export, compare the export with what was trained.
+
+    Example:  shoal run jobs/quickstart.yaml --on cluster/local.yaml
+
+    Ctrl-C once finishes the step, saves a checkpoint and leaves; `shoal resume` goes on from there.
+    """
+    from shoal import launch
+
+    loaded, profile = load_both(job, set_, on)
+
+    def begin(storage: "Storage", backend: "Backend", on_event: "OnEvent", stop: "threading.Event") -> "Outcome":
+        return launch.run(loaded, profile, storage, backend, on_event, stop)
+
+    _train(profile, begin, expect_improvement, as_json)
+
+
+def resume(run: Run, on: On = None, expect_improvement: Expect = False, as_json: Json = False) -> None:
+    """Go on with a run that was stopped or died, from its newest complete checkpoint.
+
+    Example:  shoal resume quickstart-2026
+
+    The losses are those of a run that never stopped, also on another number of workers.
+    """
+    from shoal import launch
+    from shoal.spec.load import load_profile
+
+    profile = load_profile(profile_name(on))
+
+    def begin(storage: "Storage", backend: "Backend", on_event: "OnEvent", stop: "threading.Event") -> "Outcome":
+        return launch.resume(run, profile, storage, backend, on_event, stop)
+
+    _train(profile, begin, expect_improvement, as_json)
+
+
+def _train(
+    profile: "ClusterProfile",
+    begin: "Callable[[Storage, Backend, OnEvent, threading.Event], Outcome]",
+    expect_improvement: bool,
+    as_json: bool,
+) -> None:
+    """Train under a display, with signals heard; print how it ended; leave with the status that says so."""
+    from shoal import launch
+    from shoal.cli.interrupts import Interrupts
+    from shoal.display import display_for, ending
+
+    out = console(as_json)
+    display = display_for(out)
+    with Interrupts(display.on_event) as interrupts, closing(launch.backend_for(profile)) as backend:
+        with display:
+            display.on_event(
+                {"kind": "phase", "phase": "starting", "detail": f"{profile.kind}, {profile.workers} workers"}
+            )
+            backend.start()  # comes up while the store does
+            with storage_of(profile) as storage:
+                outcome = begin(storage, backend, interrupts.on_event, interrupts.stop)
+        result = outcome.result
+        if as_json:
+            body = {"run": outcome.folder.id, "folder": outcome.folder.url, **asdict(result)}
+            typer.echo(json.dumps(body, indent=1))
+        else:
+            out.print("", ending(outcome.plan, result))
+    if result.state != "finished":
+        raise typer.Exit(INTERRUPTED)
+    if expect_improvement and not _improved(result.base_loss, result.loss):
+        told = (
+            "no held-out loss was measured"
+            if result.loss is None
+            else "the held-out loss is not below the base model's"
+        )
+        typer.echo(f"--expect-improvement: {told}", err=True)
+        raise typer.Exit(NOT_BETTER)
+
+
+def _improved(before: float | None, after: float | None) -> bool:
+    return before is not None and after is not None and after < before

@@ -1,0 +1,266 @@
+"""What a person sees of a run: one calm live panel, or plain lines where output is no terminal; and the end of it."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from shoal.plan.types import Plan
+from shoal.train.world import Event, Result
+
+LINE_EVERY_S = 2.0
+"""Plain lines for steps come at most so often; the first and the last always do."""
+SMOOTHING = 0.2
+"""Weight of the newest step in the average that the remaining time is told from."""
+
+
+@dataclass
+class State:
+    """What the events so far amount to. Needs no clock but the one it is given."""
+
+    run: str = ""
+    phase: str = "starting"
+    detail: str = ""
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_s: float | None = None
+    step_seconds: float | None = None
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    """(step, validation loss) in the order they came."""
+
+    def see(self, event: Event) -> None:
+        match event["kind"]:
+            case "run":
+                self.run = event["run"]
+            case "phase":
+                self.phase, self.detail = event["phase"], event.get("detail", "")
+            case "step":
+                self._step(event)
+            case "eval":
+                self.held_out.append((event["step"], event["loss"]))
+
+    def _step(self, event: Event) -> None:
+        self.step, self.steps = event["step"], event["steps"]
+        self.loss = self.loss if event.get("loss") is None else event["loss"]
+        self.learning_rate = event.get("learning_rate", self.learning_rate)
+        self.tokens_per_s = event.get("tokens_per_s", self.tokens_per_s)
+        seconds = event.get("seconds")
+        if seconds is not None:
+            before = seconds if self.step_seconds is None else self.step_seconds
+            self.step_seconds = before + SMOOTHING * (seconds - before)
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds of training left, None before the first step."""
+        return None if self.step_seconds is None else self.step_seconds * (self.steps - self.step)
+
+
+class Display(Protocol):
+    """Takes events from any thread; a context manager."""
+
+    def on_event(self, event: Event) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def display_for(console: Console) -> Display:
+    return Screen(console) if console.is_terminal else Lines(console)
+
+
+class Screen:
+    """A panel that stays in its place; what should stay on record scrolls by above it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.state = console, State()
+        self.live = Live(
+            console=console,
+            get_renderable=lambda: panel(self.state),
+            refresh_per_second=4,
+            transient=True,
+        )
+
+    def on_event(self, event: Event) -> None:
+        self.state.see(event)
+        line = record(event)
+        if line is not None:
+            self.console.print(Text(line, style="dim"))
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+
+class Lines:
+    """One timestamped line for each thing worth a line, never a carriage return."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self.clock, self.state = console, clock, State()
+        self.told = -math.inf
+        self.phase = ("", "")
+
+    def on_event(self, event: Event) -> None:
+        self.state.see(event)
+        line = record(event)
+        if line is None and event["kind"] == "phase":
+            phase, self.phase = self.phase, (self.state.phase, self.state.detail)
+            if self.phase != phase and (self.phase[0] != phase[0] or self._due()):
+                line = ": ".join(part for part in self.phase if part)
+        if event["kind"] == "step" and (event["step"] == event["steps"] or self._due()):
+            line = step_line(self.state)
+        if line is not None:
+            now = datetime.now().strftime("%H:%M:%S")
+            self.console.print(f"{now} {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def _due(self) -> bool:
+        now = self.clock()
+        due = now - self.told >= LINE_EVERY_S
+        self.told = now if due else self.told
+        return due
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def record(event: Event) -> str | None:
+    """The line that an event leaves on record in both displays; None for what only moves the display on."""
+    match event["kind"]:
+        case "run":
+            return f"run {event['run']} in {event['folder']}"
+        case "note":
+            return event["message"]
+        case "eval":
+            what = "before the first step" if event["step"] == 0 else f"after step {event['step']}"
+            return f"held-out loss {what}: {event['loss']:.4f} (perplexity {event['perplexity']:.2f})"
+        case "checkpoint":
+            return f"checkpoint of step {event['step']} ({size(event['bytes'])}, {event['seconds']:.1f} s)"
+        case "export":
+            return f"export {gate_words(event)}"
+        case _:
+            return None
+
+
+def step_line(state: State) -> str:
+    parts = [f"step {state.step}/{state.steps}"]
+    if state.loss is not None:
+        parts.append(f"loss {state.loss:.4f}")
+    if state.learning_rate is not None:
+        parts.append(f"lr {state.learning_rate:.2e}")
+    if state.tokens_per_s is not None:
+        parts.append(f"{state.tokens_per_s:,.0f} tokens/s")
+    if state.eta:
+        parts.append(f"{duration(state.eta)} left")
+    return "  ".join(parts)
+
+
+def panel(state: State) -> RenderableType:
+    head = Text(state.phase, style="bold cyan")
+    if state.detail:
+        head.append(f"  {state.detail}", style="dim")
+    rows: list[RenderableType] = [head]
+    if state.steps:
+        rows += [ProgressBar(total=state.steps, completed=state.step, width=None), Text(step_line(state))]
+    if state.held_out:
+        step, loss = state.held_out[-1]
+        first = state.held_out[0][1]
+        rows.append(Text(f"held-out loss {loss:.4f} at step {step}, {first:.4f} at the start", style="green"))
+    return Panel(Group(*rows), title=state.run or "shoal", title_align="left", border_style="dim", padding=(0, 1))
+
+
+def ending(plan: Plan, result: Result) -> RenderableType:
+    """The table at the end of a run, and what to do next."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("run", plan.run_id)
+    table.add_row("steps", f"{result.step:,} of {result.steps:,}")
+    if result.base_loss is not None:
+        table.add_row("held-out loss before", with_perplexity(result.base_loss))
+    if result.loss is not None:
+        better = result.base_loss is not None and result.loss < result.base_loss
+        table.add_row("held-out loss after", Text(with_perplexity(result.loss), style="green" if better else ""))
+    if result.loss is None and result.train_loss is not None:
+        table.add_row("training loss", with_perplexity(result.train_loss))
+    table.add_row("tokens", f"{result.tokens:,}")
+    rate = f", {result.tokens / result.seconds:,.0f} tokens/s" if result.seconds else ""
+    table.add_row("time training", duration(result.seconds) + rate)
+    if result.export:
+        table.add_row("export", result.export)
+    if result.gate:
+        table.add_row("export gate", gate_words(result.gate))
+    parts: list[RenderableType] = [table]
+    parts += [answer(one) for one in result.answers]
+    return Group(*parts, Text(), *next_commands(plan, result))
+
+
+def next_commands(plan: Plan, result: Result) -> list[RenderableType]:
+    if result.state != "finished":
+        return [Text.from_markup(f"stopped; go on with   [bold]shoal resume {escape(plan.run_id)}[/]")]
+    second = ("one full model of it", f"shoal export {plan.run_id} --merge")
+    if plan.trajectory.method == "full" or plan.merge:
+        second = ("look at all runs", "shoal runs")
+    lines = [("talk to it", f"shoal chat {plan.run_id} --base"), second]
+    return [Text.from_markup(f"{what:<22} [bold]{escape(command)}[/]") for what, command in lines]
+
+
+def answer(one: dict[str, str]) -> RenderableType:
+    """A prompt with its answers before and after."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
+    table.add_column(style="dim", min_width=6)
+    table.add_column(overflow="fold")
+    for name in ("before", "after"):
+        table.add_row(name, Text(" ".join(one[name].split())))
+    return Group(Text(), Text(one["prompt"], style="bold"), table)
+
+
+def gate_words(gate: dict[str, Any]) -> str:
+    """The gate's figures in a few words: what was compared with what, and how far apart they were."""
+    words = "passed" if gate.get("passed") else "failed"
+    largest = gate.get("max_relative_difference")
+    if largest is not None:
+        words += f": logits within {largest:.1e} of the {gate.get('against', 'live model')}"
+    if "tolerance" in gate:
+        words += f" (allowed {gate['tolerance']:.0e})"
+    return words
+
+
+def with_perplexity(loss: float) -> str:
+    return f"{loss:.4f} (perplexity {math.exp(min(loss, 700)):.2f})"
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def size(count: float) -> str:
+    """Bytes as `12.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
