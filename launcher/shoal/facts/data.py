@@ -132,10 +132,13 @@ def _head(source: SourceObject, storage: Storage) -> _Head:
             raise DataError(Problem(source.url, f"is a JSON array of {source.size / 2**20:,.0f} MiB", fix))
     rows: list[Row] = []
     with storage.open(source.url) as stream:
+        position = 0
         for _, row in read_rows(cast(Storage, _Opened(stream)), source):
+            # Reading runs ahead of the rows in blocks: where a new block begins, the rows so far fill the ones before.
+            if stream.tell() > position >= HEAD_BYTES:
+                return _Head(rows, len(rows) * source.size / position, exact=False)
+            position = stream.tell()
             rows.append(row)
-            if stream.tell() >= HEAD_BYTES and stream.tell() < source.size:
-                return _Head(rows, len(rows) * source.size / stream.tell(), exact=False)
     return _Head(rows, len(rows), exact=True)
 
 
