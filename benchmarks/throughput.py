@@ -37,6 +37,8 @@ class Figures:
     targets_per_s: float
     tokens: int
     peak_memory_gb: float
+    first_loss: float | None
+    """Loss of step 1, where the contender tells it: the bare loop must do the very work that Shoal does."""
 
 
 def job(given: argparse.Namespace) -> dict:
@@ -91,6 +93,7 @@ def torchrun(
         joined = {key: sum(part[key] for part in parts) for key in ("tokens", "targets", "cpu_seconds")}
         if tokens_are_global:
             joined |= {key: parts[0][key] for key in ("tokens", "targets")}
+            joined["loss"] = sum(part["loss_part"] for part in parts)
         steps.append(joined | {"step": parts[0]["step"], "seconds": max(part["seconds"] for part in parts)})
     return figures(steps, warmup, max(ran.peaks))
 
@@ -106,7 +109,14 @@ def figures(steps: list[dict], warmup: int, peak: int) -> Figures:
         targets_per_s=sums["targets"] / sums["seconds"],
         tokens=sums["tokens"],
         peak_memory_gb=peak / 1e9,
+        first_loss=steps[0].get("loss"),
     )
+
+
+def require_equal_work(ours: Figures, theirs: Figures) -> None:
+    if ours.first_loss is not None and theirs.first_loss is not None:
+        error = abs(ours.first_loss - theirs.first_loss) / ours.first_loss
+        assert error < 1e-4, f"the first step's loss is {ours.first_loss} in Shoal and {theirs.first_loss} beside it"
 
 
 RUNNERS = {
@@ -177,6 +187,7 @@ def main() -> None:
         for name in ["shoal", *others[turn:], *others[:turn]]:
             measured = RUNNERS[name](given, FOLDER / "logs" / f"{name}-{number}.log")
             found[name].append(measured)
+            require_equal_work(found["shoal"][-1], measured)
             print(f"round {number + 1} {name}: {json.dumps(asdict(measured))}", flush=True)
     finish(summary(found, given), given.out)
 
