@@ -64,7 +64,7 @@ def tokenizer_folder(model: ModelPlan, storage: Storage, cache: Path) -> Path:
     if model.gguf:
         return _once(place, lambda folder: _convert_tokenizer(_gguf_file(model, storage, folder), folder))
     if model.kind == "hub":
-        return _snapshot(model, TOKENIZER_PATTERNS)
+        return _noted(whole.with_name(f"{whole.name}.folder")) or _snapshot(model, TOKENIZER_PATTERNS)
     return _once(place, lambda folder: _download(model, storage, folder, TOKENIZER_PATTERNS))
 
 
@@ -124,10 +124,10 @@ def _alone(place: Path) -> Iterator[None]:
 
 def _from_hub(model: ModelPlan, note: Path) -> Path:
     """The hub's own cache, which other tools share; `note` says that this node has everything."""
-    if note.is_file() and (folder := Path(note.read_text())).is_dir():
+    if folder := _noted(note):
         return folder
     with _alone(note):
-        if note.is_file() and (folder := Path(note.read_text())).is_dir():
+        if folder := _noted(note):
             return folder
         folder = _snapshot(model, MODEL_PATTERNS)
         with answering(str(note)):
@@ -135,6 +135,13 @@ def _from_hub(model: ModelPlan, note: Path) -> Path:
             temporary.write_text(str(folder))
             temporary.replace(note)
         return folder
+
+
+def _noted(note: Path) -> Path | None:
+    if not note.is_file():
+        return None
+    folder = Path(note.read_text())
+    return folder if folder.is_dir() else None
 
 
 def _snapshot(model: ModelPlan, patterns: list[str]) -> Path:
