@@ -6,7 +6,7 @@ PYTHON ?= python3
 TORCH_ARGS ?=
 QUICKSTART_PROFILE ?= cluster/local.yaml
 # What `shoal run` must show, beside finishing, for exit status 0: flags go here.
-QUICKSTART_FLAGS ?=
+QUICKSTART_FLAGS ?= --expect-improvement
 
 BIN := .venv/bin
 STAMP := .venv/.installed

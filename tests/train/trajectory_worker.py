@@ -1,4 +1,6 @@
-"""One rank of several runs after each other: `trajectory_worker.py OUT PLAN.json...`; rank 0 writes each run's losses."""
+"""One rank of several runs after each other: `trajectory_worker.py OUT PLAN.json...`; rank 0 writes each run's losses.
+
+The whole worker but the export, which has tests of its own."""
 
 import json
 import os
@@ -9,7 +11,11 @@ import torch
 from torch import distributed
 
 from shoal.plan.types import Plan
+from shoal.runs import RunFolder
+from shoal.storage import Storage
 from shoal.train import entry
+from shoal.train.journal import Journal
+from shoal.train.voice import Voice
 from shoal.train.world import Directive, World
 
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -28,7 +34,13 @@ for path in map(Path, sys.argv[2:]):
             evaluations[event["step"]] = event["loss"]
         return Directive.STOP if event.get("step") == stop_at > 0 else Directive.CONTINUE
 
-    result = entry.run(Plan.model_validate_json(path.read_text()), world, report)
+    plan = Plan.model_validate_json(path.read_text())
+    storage = Storage(plan.storage.s3)
+    folder = RunFolder(storage, plan.storage.run)
+    voice = Voice(report, Journal(plan, folder, storage) if world.is_main else None)
+    loop = entry.Worker(plan, world, storage, folder, voice).load()
+    ended = loop.run()
+    voice.close()
     if rank == 0:
-        body = {"losses": losses, "evaluations": evaluations, "state": result.state, "step": result.step}
+        body = {"losses": losses, "evaluations": evaluations, "stopped": ended == Directive.STOP}
         (Path(sys.argv[1]) / path.name).write_text(json.dumps(body))

@@ -3,11 +3,11 @@
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from shoal import models
 from shoal.data.order import Order
@@ -64,11 +64,16 @@ class Worker:
     voice: Voice
 
     def run(self) -> Result:
-        plan, world, model_plan = self.plan, self.world, self.plan.trajectory.model
-        self.voice.phase("loading", model_plan.base)
-        cache = Path(plan.storage.cache).expanduser()
-        base = models.materialise(model_plan, self.storage, cache)
-        prepared = Prepared.open(self.storage, plan.storage.prepared, cache)
+        loop = self.load()
+        if loop.run() == Directive.STOP:
+            return _result(loop, "stopped")
+        return self._finish(loop)
+
+    def load(self) -> Loop:
+        """Everything up to the first step: data, model, self-check, engine, the newest checkpoint."""
+        plan, world = self.plan, self.world
+        self.voice.phase("loading", plan.trajectory.model.base)
+        prepared = Prepared.open(self.storage, plan.storage.prepared, self.cache)
         data = plan.trajectory.data
         order = Order(
             prepared.lengths,
@@ -78,17 +83,24 @@ class Worker:
             data.sequence_length,
             data.packing,
         )
+        reader = Reader(prepared, order, world.rank, world.size, plan.layout.micro_batch_size)
         manifest = from_main(world, self._newest)
-        model = build(plan, base, models.start_folder(model_plan, self.storage, cache), world)
+        start = models.start_folder(plan.trajectory.model, self.storage, self.cache)
+        model = build(plan, self.base, start, world)
         if plan.self_check and manifest is None:
             self._check(model, prepared, order)
         engine = Engine(model, plan.layout, plan.trajectory.optimizer, world)
         progress = self._restore(engine, manifest) if manifest else START
-        reader = Reader(prepared, order, world.rank, world.size, plan.layout.micro_batch_size)
-        loop = Loop(plan, world, engine, prepared, order, reader, self.voice, self.save_with(engine), progress)
-        if loop.run() == Directive.STOP:
-            return _result(loop, "stopped")
-        return self._finish(loop, base)
+        return Loop(plan, world, engine, prepared, order, reader, self.voice, self.save_with(engine), progress)
+
+    @cached_property
+    def base(self) -> Path:
+        """The base model's folder on this node."""
+        return models.materialise(self.plan.trajectory.model, self.storage, self.cache)
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.plan.storage.cache).expanduser()
 
     def save_with(self, engine: Engine) -> Save:
         def save(progress: Progress) -> None:
@@ -128,10 +140,10 @@ class Worker:
         self.voice.tell({"kind": "note", "message": f"going on from the checkpoint of step {manifest.step}"})
         return Progress(**manifest.model_dump(include=set(Progress.model_fields)))
 
-    def _finish(self, loop: Loop, base: Path) -> Result:
+    def _finish(self, loop: Loop) -> Result:
         """From the last step to a result: the best weights where asked for, the export and its gate, answers."""
         engine, progress = loop.engine, loop.progress
-        tokenizer = models.load_tokenizer(base, self.plan.trajectory.model.trust_remote_code)
+        tokenizer = models.load_tokenizer(self.base, self.plan.trajectory.model.trust_remote_code)
         step = progress.step
         best = progress.best
         if self.plan.trajectory.load_best_model_at_end and best and best.step != step:
@@ -146,7 +158,7 @@ class Worker:
         gate = export(
             plan=self.plan,
             engine=engine,
-            base_folder=base,
+            base_folder=self.base,
             tokenizer=tokenizer,
             folder=self.folder,
             storage=self.storage,
@@ -154,9 +166,10 @@ class Worker:
             rows=_probe_rows(loop.prepared),
             live_logits=engine.logits,
             losses={"base": progress.base_loss, "result": loop.validation_loss},
+            samples=len(loop.prepared.lengths),
         )
         self.voice.tell({"kind": "export", **gate})
-        told = self._answers(engine, tokenizer, base)
+        told = self._answers(engine, tokenizer)
         for answer in told:
             self.voice.tell({"kind": "answer", **answer})
         result = _result(loop, "finished", export=gate["url"], gate=gate, told=told)
@@ -165,7 +178,7 @@ class Worker:
         self.voice.tell({"kind": "result", **asdict(result)})
         return result
 
-    def _answers(self, engine: Engine, tokenizer: Any, base: Path) -> list[dict[str, str]]:
+    def _answers(self, engine: Engine, tokenizer: Any) -> list[dict[str, str]]:
         """The job's prompts, answered greedily by base and result; on all ranks alike, since ZeRO-3 shares the weights."""
         prompts = self.plan.prompts
         if not prompts:
@@ -177,7 +190,11 @@ class Worker:
         else:
             before = from_main(
                 self.world,
-                lambda: answers(load_base(self.plan.trajectory, base, "sdpa", place(self.plan.layout, self.world)), tokenizer, prompts),
+                lambda: answers(
+                    load_base(self.plan.trajectory, self.base, "sdpa", place(self.plan.layout, self.world)),
+                    tokenizer,
+                    prompts,
+                ),
             )
         return [
             {"prompt": prompt, "before": old, "after": new}
