@@ -113,20 +113,24 @@ class Lines:
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.clock, self.state = console, clock, State()
         self.told = -math.inf
-        self.phase = ("", "")
+        self.phases: set[str] = set()
 
     def on_event(self, event: Event) -> None:
         self.state.see(event)
         line = record(event)
-        if line is None and event["kind"] == "phase":
-            phase, self.phase = self.phase, (self.state.phase, self.state.detail)
-            if self.phase != phase and (self.phase[0] != phase[0] or self._due()):
-                line = ": ".join(part for part in self.phase if part)
+        # A phase that comes back (training after each evaluation) is worth a line once, or while it lasts.
+        if event["kind"] == "phase" and (self.state.phase not in self.phases or self._goes_on()):
+            self.phases.add(self.state.phase)
+            line = ": ".join(part for part in (self.state.phase, self.state.detail) if part)
         if event["kind"] == "step" and (event["step"] == event["steps"] or self._due()):
             line = step_line(self.state)
         if line is not None:
             now = datetime.now().strftime("%H:%M:%S")
             self.console.print(f"{now} {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def _goes_on(self) -> bool:
+        """Whether a long phase tells its progress: those around the steps leave lines of their own."""
+        return self.state.phase not in ("training", "evaluating", "saving") and self._due()
 
     def _due(self) -> bool:
         now = self.clock()
@@ -186,8 +190,8 @@ def panel(state: State) -> RenderableType:
     return Panel(Group(*rows), title=state.run or "shoal", title_align="left", border_style="dim", padding=(0, 1))
 
 
-def ending(plan: Plan, result: Result) -> RenderableType:
-    """The table at the end of a run, and what to do next."""
+def ending(plan: Plan, result: Result, options: str = "") -> RenderableType:
+    """The table at the end of a run, and what to do next; `options` are those that the next command needs too."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -195,7 +199,7 @@ def ending(plan: Plan, result: Result) -> RenderableType:
     table.add_row("steps", f"{result.step:,} of {result.steps:,}")
     if result.base_loss is not None:
         table.add_row("held-out loss before", with_perplexity(result.base_loss))
-    if result.loss is not None:
+    if result.loss is not None and result.state == "finished":
         better = result.base_loss is not None and result.loss < result.base_loss
         table.add_row("held-out loss after", Text(with_perplexity(result.loss), style="green" if better else ""))
     if result.loss is None and result.train_loss is not None:
@@ -209,17 +213,17 @@ def ending(plan: Plan, result: Result) -> RenderableType:
         table.add_row("export gate", gate_words(result.gate))
     parts: list[RenderableType] = [table]
     parts += [answer(one) for one in result.answers]
-    return Group(*parts, Text(), *next_commands(plan, result))
+    return Group(*parts, Text(), *next_commands(plan, result, options))
 
 
-def next_commands(plan: Plan, result: Result) -> list[RenderableType]:
+def next_commands(plan: Plan, result: Result, options: str) -> list[RenderableType]:
     if result.state != "finished":
-        return [Text.from_markup(f"stopped; go on with   [bold]shoal resume {escape(plan.run_id)}[/]")]
+        return [Text.from_markup(f"stopped; go on with   [bold]shoal resume {escape(plan.run_id + options)}[/]")]
     second = ("one full model of it", f"shoal export {plan.run_id} --merge")
     if plan.trajectory.method == "full" or plan.merge:
         second = ("look at all runs", "shoal runs")
     lines = [("talk to it", f"shoal chat {plan.run_id} --base"), second]
-    return [Text.from_markup(f"{what:<22} [bold]{escape(command)}[/]") for what, command in lines]
+    return [Text.from_markup(f"{what:<22} [bold]{escape(command + options)}[/]") for what, command in lines]
 
 
 def answer(one: dict[str, str]) -> RenderableType:

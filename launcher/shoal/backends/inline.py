@@ -1,7 +1,9 @@
 """The inline backend: this process, a world of one, no Ray."""
 
+import logging
 import os
 import threading
+import warnings
 from typing import TYPE_CHECKING
 
 from shoal.backends import OnEvent
@@ -12,12 +14,18 @@ if TYPE_CHECKING:
     from shoal.data.prepare import PreparedSummary
     from shoal.storage import Storage
 
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
 
 class Inline:
     """Runs the worker where the command runs: for tests, debuggers and one small device."""
 
     def start(self) -> None:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        # Libraries speak to this process's terminal here, where the display is: only their errors matter.
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     def prepare(self, plan: Plan, storage: "Storage", on_event: OnEvent) -> "PreparedSummary":
         from shoal.data.prepare import prepare

@@ -73,6 +73,7 @@ class RayLocal:
         return prepare(plan, storage, run=self._map, report=on_event)
 
     def train(self, plan: Plan, on_event: OnEvent, stop: threading.Event) -> Result:
+        on_event({"kind": "phase", "phase": "starting", "detail": _workers(plan.layout.workers)})
         logs = self._logs()
         scratch = tempfile.mkdtemp(prefix="shoal-")  # Ray Train writes its own bookkeeping there; nothing of ours
         try:
@@ -137,6 +138,10 @@ def _init(profile: ClusterProfile) -> str:
     import ray.train  # while the driver still plans
 
     return f"{cast('RayContext', context).address_info['session_dir']}/logs"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' if count > 1 else ''} on an embedded Ray"
 
 
 def _shutdown() -> None:

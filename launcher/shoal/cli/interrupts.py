@@ -18,12 +18,14 @@ class Interrupts:
     def __init__(self, on_event: OnEvent) -> None:
         self.stop = threading.Event()
         self._on_event = on_event
-        self._training = False
+        self.run: str | None = None
+        """The run that began to train."""
         self._before: dict[int, Any] = {}
 
     def on_event(self, event: Event) -> None:
         """Passes events on, and notices that training begins."""
-        self._training = self._training or event["kind"] == "run"
+        if event["kind"] == "run":
+            self.run = event["run"]
         self._on_event(event)
 
     def __enter__(self) -> Self:
@@ -35,7 +37,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._training or self.stop.is_set():
+        if self.run is None or self.stop.is_set():
             raise KeyboardInterrupt
         self.stop.set()
         # The handler runs in the middle of whatever the main thread does, printing perhaps: another thread tells it.

@@ -110,7 +110,7 @@ def run(job: Job, on: On = None, set_: Set = None, expect_improvement: Expect = 
     def begin(storage: "Storage", backend: "Backend", on_event: "OnEvent", stop: "threading.Event") -> "Outcome":
         return launch.run(loaded, profile, storage, backend, on_event, stop)
 
-    _train(profile, begin, expect_improvement, as_json)
+    _train(profile, begin, on, expect_improvement, as_json)
 
 
 def resume(run: Run, on: On = None, expect_improvement: Expect = False, as_json: Json = False) -> None:
@@ -128,12 +128,13 @@ def resume(run: Run, on: On = None, expect_improvement: Expect = False, as_json:
     def begin(storage: "Storage", backend: "Backend", on_event: "OnEvent", stop: "threading.Event") -> "Outcome":
         return launch.resume(run, profile, storage, backend, on_event, stop)
 
-    _train(profile, begin, expect_improvement, as_json)
+    _train(profile, begin, on, expect_improvement, as_json)
 
 
 def _train(
     profile: "ClusterProfile",
     begin: "Callable[[Storage, Backend, OnEvent, threading.Event], Outcome]",
+    on: str | None,
     expect_improvement: bool,
     as_json: bool,
 ) -> None:
@@ -144,20 +145,23 @@ def _train(
 
     out = console(as_json)
     display = display_for(out)
+    options = f" --on {on}" if on else ""
     with Interrupts(display.on_event) as interrupts, closing(launch.backend_for(profile)) as backend:
-        with display:
-            display.on_event(
-                {"kind": "phase", "phase": "starting", "detail": f"{profile.kind}, {profile.workers} workers"}
-            )
-            backend.start()  # comes up while the store does
-            with storage_of(profile) as storage:
-                outcome = begin(storage, backend, interrupts.on_event, interrupts.stop)
+        try:
+            with display:
+                backend.start()  # comes up while the store does
+                with storage_of(profile) as storage:
+                    outcome = begin(storage, backend, interrupts.on_event, interrupts.stop)
+        except KeyboardInterrupt:
+            then = f"; go on with  shoal resume {interrupts.run}{options}" if interrupts.run else ""
+            typer.echo(f"left at once{then}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
         result = outcome.result
         if as_json:
             body = {"run": outcome.folder.id, "folder": outcome.folder.url, **asdict(result)}
             typer.echo(json.dumps(body, indent=1))
         else:
-            out.print("", ending(outcome.plan, result))
+            out.print("", ending(outcome.plan, result, options))
     if result.state != "finished":
         raise typer.Exit(INTERRUPTED)
     if expect_improvement and not _improved(result.base_loss, result.loss):
