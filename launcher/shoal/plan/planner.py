@@ -203,9 +203,10 @@ def _layout_notes(job: JobSpec, placed: Layout, trajectory: Trajectory, forward_
     if placed.idle_rows:
         micro = None if job.train.micro_batch_size == "auto" else job.train.micro_batch_size
         even = layout.even_batch_sizes(job.train.batch_size, placed.workers, micro, forward_rows)
+        workers = f"{placed.workers} worker{'s' if placed.workers > 1 else ''}"
         slots = placed.workers * placed.micro_batch_size * placed.accumulation
         yield (
-            f"train.batch_size: {job.train.batch_size} over {placed.workers} workers x micro-batch "
+            f"train.batch_size: {job.train.batch_size} over {workers} x micro-batch "
             f"{placed.micro_batch_size} leaves {placed.idle_rows} of {slots} row slots idle; "
             f"{' or '.join(map(str, even))} leave{'s' if len(even) == 1 else ''} none"
         )
