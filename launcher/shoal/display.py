@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -182,11 +183,14 @@ def panel(state: State) -> RenderableType:
         head.append(f"  {state.detail}", style="dim")
     rows: list[RenderableType] = [head]
     if state.steps:
-        rows += [ProgressBar(total=state.steps, completed=state.step, width=None), Text(step_line(state))]
+        bar = ProgressBar(total=state.steps, completed=state.step)
+        rows += [Padding(bar, 0), Text(step_line(state))]  # a bar alone does not end its line
     if state.held_out:
         step, loss = state.held_out[-1]
-        first = state.held_out[0][1]
-        rows.append(Text(f"held-out loss {loss:.4f} at step {step}, {first:.4f} at the start", style="green"))
+        words = f"held-out loss {loss:.4f} at step {step}"
+        if len(state.held_out) > 1:
+            words += f", {state.held_out[0][1]:.4f} at step {state.held_out[0][0]}"
+        rows.append(Text(words, style="green"))
     return Panel(Group(*rows), title=state.run or "shoal", title_align="left", border_style="dim", padding=(0, 1))
 
 
@@ -239,6 +243,8 @@ def answer(one: dict[str, str]) -> RenderableType:
 def gate_words(gate: dict[str, Any]) -> str:
     """The gate's figures in a few words: what was compared with what, and how far apart they were."""
     words = "passed" if gate.get("passed") else "failed"
+    if "error" in gate:
+        return f"{words}: {gate['error']}"
     largest = gate.get("max_relative_difference")
     if largest is not None:
         words += f": logits within {largest:.1e} of the {gate.get('against', 'live model')}"

@@ -1,6 +1,7 @@
 """chat and export: what one does with a result."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,16 +87,13 @@ def export(run: Run, on: On = None, merge: ExportMerge = False, as_json: Json = 
 
 
 def _loaded(folder: Any, storage: Any, with_base: bool, max_new_tokens: int) -> Answer:
-    import os
+    from shoal.backends.inline import QUIET
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging as chatter
-
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     from shoal.infer.generate import stream
     from shoal.infer.load import load, load_base
 
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
     model, tokenizer = load(folder, storage)
     has_adapter = hasattr(model, "disable_adapter")
     other = load_base(folder, storage) if with_base and not has_adapter else model
