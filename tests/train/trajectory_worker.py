@@ -26,10 +26,12 @@ stop_at = int(os.environ.get("STOP_AT", "0"))
 for path in map(Path, sys.argv[2:]):
     losses: dict[int, float] = {}
     evaluations: dict[int, float] = {}
+    norms: dict[int, float] = {}
 
-    def report(event, losses=losses, evaluations=evaluations) -> Directive:
+    def report(event, losses=losses, evaluations=evaluations, norms=norms) -> Directive:
         if event["kind"] == "step":
             losses[event["step"]] = event["loss"]
+            norms[event["step"]] = event["grad_norm"]
         if event["kind"] == "eval":
             evaluations[event["step"]] = event["loss"]
         return Directive.STOP if event.get("step") == stop_at > 0 else Directive.CONTINUE
@@ -42,5 +44,5 @@ for path in map(Path, sys.argv[2:]):
     ended = loop.run()
     voice.close()
     if rank == 0:
-        body = {"losses": losses, "evaluations": evaluations, "stopped": ended == Directive.STOP}
+        body = {"losses": losses, "evaluations": evaluations, "norms": norms, "stopped": ended == Directive.STOP}
         (Path(sys.argv[1]) / path.name).write_text(json.dumps(body))

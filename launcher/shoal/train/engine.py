@@ -64,6 +64,9 @@ class Engine:
         )
         self._adam: torch.optim.Optimizer = adam
         self._zero = layout.stage > 0 or self._engine.bfloat16_enabled()
+        self._norm: float | None = None
+        if not self._zero:
+            self._engine.clip_fp32_gradients = self._clip  # DeepSpeed's own forgets the norm
         self._make_moments()
 
     def train(self) -> None:
@@ -89,12 +92,13 @@ class Engine:
         with torch.no_grad():
             return self._engine(causal_lm.collate([document], self.device), logits=True).cpu().numpy()
 
-    def step(self, learning_rate: float) -> float:
-        """Clips, updates, clears. Returns the norm of the global gradient before clipping."""
+    def step(self, learning_rate: float) -> float | None:
+        """Clips, updates, clears. Returns the norm of the global gradient before clipping; None where nothing clips."""
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        norm = self._engine.get_global_grad_norm() if self._zero else self._norm
+        return None if norm is None else float(norm)
 
     def names(self) -> list[str]:
         """Trainable parameters, as the model names them."""
@@ -135,6 +139,9 @@ class Engine:
         """Tells AdamW how many steps lie behind it, for its bias correction."""
         for state in self._adam.state.values():
             state["step"] = torch.tensor(float(step))
+
+    def _clip(self) -> None:
+        self._norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._engine.gradient_clipping()))
 
     def _make_moments(self) -> None:
         """AdamW would make its state at the first step, when a resume is too late, and DeepSpeed would link only the

@@ -1,6 +1,8 @@
 """The one door into training: a plan, a place among the workers, and somebody to report to."""
 
+import ctypes
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -41,6 +43,8 @@ def run(plan: Plan, world: World, report: Report) -> Result:
     Every rank calls this with the same plan; `report` is called on rank 0 alone. Raises ShoalError for what a person can
     mend; it has then been told and written down.
     """
+    if plan.layout.device == "cpu" and sys.platform == "linux":
+        _keep_memory()
     storage = Storage(plan.storage.s3)
     folder = RunFolder(storage, plan.storage.run)
     voice = Voice(report, Journal(plan, folder, storage) if world.is_main else None)
@@ -200,6 +204,14 @@ class Worker:
             {"prompt": prompt, "before": old, "after": new}
             for prompt, old, new in zip(prompts, before, after, strict=True)
         ]
+
+
+def _keep_memory() -> None:
+    """Has glibc hand out freed memory again rather than return it: page faults are 4% of a step on a CPU otherwise."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        if mallopt:  # other C libraries have none
+            mallopt(option, value)
 
 
 def _first_documents(prepared: Prepared, order: Order) -> list[Encoded]:

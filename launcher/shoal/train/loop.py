@@ -101,7 +101,7 @@ class Loop:
             norm = self.engine.step(learning_rate)
             self.train_loss = loss / batch.targets
         else:
-            norm = 0.0
+            norm = None
             self.engine.set_step(batch.step)
         seconds = self._clock.lap()
         cursor = self.order.locate(batch.step + 1)

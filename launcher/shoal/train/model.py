@@ -15,9 +15,7 @@ from shoal.train.world import World
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load_base(
-    trajectory: Trajectory, folder: Path, attn_implementation: str, device: torch.device
-) -> PreTrainedModel:
+def load_base(trajectory: Trajectory, folder: Path, attn_implementation: str, device: torch.device) -> PreTrainedModel:
     """The base alone, frozen in no way. `device` places a quantised base, which may not be moved afterwards."""
     trust = trajectory.model.trust_remote_code
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust)
