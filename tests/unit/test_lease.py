@@ -1,0 +1,98 @@
+"""One driver per run: who may take a run, and who finds out that it was taken."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from shoal import lease
+from shoal.errors import ClusterError
+from shoal.lease import Holder, held, is_held
+from shoal.runs import RunFolder
+from shoal.storage import Storage, join
+
+ID = "tiny-20260101-000000-abcd"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(Storage(), str(tmp_path / ID))
+
+
+def never() -> None:
+    raise AssertionError("nobody took this run")
+
+
+def leave(folder: RunFolder, number: int, **changes: object) -> None:
+    """A lease that somebody left behind: this machine, a process that is gone."""
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    body = {"host": "here", "machine": lease._machine(), "pid": done.pid, "token": "t", "beat": 9e9} | changes
+    folder.storage.write(join(folder.url, "lease", f"{number:06d}.json"), json.dumps(body).encode())
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_run(folder: RunFolder) -> None:
+    with held(folder, never):
+        assert is_held(folder)
+        with pytest.raises(ClusterError, match=f"{ID}: is being trained by process {os.getpid()}"), held(folder, never):
+            pass
+    assert not is_held(folder)
+    with held(folder, never):
+        pass
+
+
+def test_a_killed_driver_of_this_machine_holds_nothing(folder: RunFolder) -> None:
+    leave(folder, 7)
+    assert not is_held(folder)
+    with held(folder, never):
+        assert is_held(folder)
+    assert folder.storage.list(join(folder.url, "lease/")) == []
+
+
+def test_another_machine_holds_a_run_while_its_heart_beats() -> None:
+    holder = Holder(host="there", machine="other", pid=1, token="t", beat=1000.0)
+    assert holder.alive(1000.0 + lease.STALE_AFTER_S - 1, "mine", lambda pid: False)
+    assert not holder.alive(1000.0 + lease.STALE_AFTER_S, "mine", lambda pid: True)
+
+
+def test_this_machines_holder_is_alive_as_long_as_its_process() -> None:
+    holder = Holder(host="here", machine="mine", pid=5, token="t", beat=0.0)
+    assert holder.alive(1e9, "mine", lambda pid: pid == 5)
+    assert not holder.alive(0.0, "mine", lambda pid: False)
+
+
+def test_of_many_drivers_one_wins(folder: RunFolder) -> None:
+    leave(folder, 3)
+    start, over, won, refused = threading.Barrier(8), threading.Event(), [], []
+
+    def drive(number: int) -> None:
+        start.wait()
+        try:
+            with held(folder, never):
+                won.append(number)
+                over.wait(10)
+        except ClusterError:
+            refused.append(number)
+            if len(refused) == 7:
+                over.set()
+
+    threads = [threading.Thread(target=drive, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert len(refused) == 7
+
+
+def test_a_holder_that_slept_past_its_time_finds_out(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
+    lost = threading.Event()
+    with held(folder, lost.set):
+        leave(folder, 2, machine="other")
+        assert lost.wait(10)
+    assert is_held(folder), "the newer holder's lease stays"
