@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
+def quiet() -> None:
+    """Before the libraries are imported: of what they say in the process that a person watches, only errors matter."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 class Inline:
     """Runs the worker where the command runs: for tests, debuggers and one small device."""
 
     def start(self) -> None:
-        # Libraries speak to this process's terminal here, where the display is: only their errors matter.
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        quiet()
 
     def prepare(self, plan: Plan, storage: "Storage", on_event: OnEvent) -> "PreparedSummary":
         from shoal.data.prepare import prepare

@@ -1,7 +1,6 @@
 """chat and export: what one does with a result."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +31,7 @@ def chat(
 
     Example:  shoal chat quickstart --base --prompt "What is AI?"
     """
+    from shoal.backends.inline import quiet
     from shoal.runs import find_run
     from shoal.spec.load import load_profile
 
@@ -39,6 +39,7 @@ def chat(
     out = console(as_json)
     with storage_of(profile) as storage:
         folder = find_run(storage, profile.storage.runs, run)
+        quiet()
         with out.status(f"loading {folder.id}"):
             answer = _loaded(folder, storage, base, max_new_tokens)
         if prompt is None:
@@ -59,6 +60,7 @@ def export(run: Run, on: On = None, merge: ExportMerge = False, as_json: Json = 
 
     Example:  shoal export quickstart --merge
     """
+    from shoal.backends.inline import quiet
     from shoal.display import gate_words
     from shoal.errors import Problem, SpecError
     from shoal.runs import find_run
@@ -69,6 +71,7 @@ def export(run: Run, on: On = None, merge: ExportMerge = False, as_json: Json = 
     with storage_of(profile) as storage:
         folder = find_run(storage, profile.storage.runs, run)
         if merge:
+            quiet()
             from shoal.train.export import merge_run
 
             with out.status(f"merging the adapter of {folder.id} into its base"):
@@ -87,10 +90,6 @@ def export(run: Run, on: On = None, merge: ExportMerge = False, as_json: Json = 
 
 
 def _loaded(folder: Any, storage: Any, with_base: bool, max_new_tokens: int) -> Answer:
-    from shoal.backends.inline import QUIET
-
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     from shoal.infer.generate import stream
     from shoal.infer.load import load, load_base
 
@@ -132,6 +131,9 @@ def _say(answer: Answer, messages: list[dict[str, str]], base: bool, out: "Conso
         pieces: list[str] = []
         try:
             for piece in answer(messages, is_base):
+                piece = piece if pieces else piece.lstrip()
+                if not piece:
+                    continue
                 pieces.append(piece)
                 out.print(piece, end="", markup=False, soft_wrap=True)
         except KeyboardInterrupt:

@@ -46,7 +46,7 @@ def check(
     """
     from pathlib import Path
 
-    from shoal.backends.inline import Inline
+    from shoal.backends.inline import Inline, quiet
     from shoal.data.summary import summary
     from shoal.display import display_for
     from shoal.launch import backend_for, plan_job
@@ -70,10 +70,11 @@ def check(
         prepared = Prepared.open(storage, made.storage.prepared, cache)
         out.print(inspect.counts(found), inspect.rejections(found, made.storage.prepared), inspect.lengths(prepared))
         if show:
-            from shoal.models import load_tokenizer, materialise
+            quiet()
+            from shoal.models import load_tokenizer, tokenizer_folder
 
             model = made.trajectory.model
-            tokenizer = load_tokenizer(materialise(model, storage, cache), model.trust_remote_code)
+            tokenizer = load_tokenizer(tokenizer_folder(model, storage, cache), model.trust_remote_code)
             for sample in inspect.samples(prepared, tokenizer, show, colour=out.color_system is not None):
                 out.print("", sample, sep="\n")
 
