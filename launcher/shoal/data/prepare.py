@@ -206,10 +206,10 @@ def _parts(source: SourceObject) -> int:
 @lru_cache(maxsize=1)
 def _tokenizer(model_json: str, cache: str, s3_json: str) -> Any:
     """Once per process; the arguments are text because a cache's keys must be hashable."""
-    from shoal.models import load_tokenizer, materialise
+    from shoal.models import load_tokenizer, tokenizer_folder
 
     model, s3 = ModelPlan.model_validate_json(model_json), S3Spec.model_validate_json(s3_json)
-    return load_tokenizer(materialise(model, Storage(s3), Path(absolute(cache))), model.trust_remote_code)
+    return load_tokenizer(tokenizer_folder(model, Storage(s3), Path(absolute(cache))), model.trust_remote_code)
 
 
 def _join_rejected(storage: Storage, url: str, units: list[UnitSummary], cache: Path) -> None:
