@@ -4,6 +4,7 @@ A `ShoalError` is an answer to a person: the command line prints its message wit
 its `exit_status`. Anything else that reaches the command line is a bug of ours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -30,6 +31,14 @@ class ShoalError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)
+
+
+def together(errors: Sequence[ShoalError]) -> ShoalError:
+    """One error with the problems of all, each once: of their class, or of the one with the lowest exit status."""
+    if len(errors) == 1:
+        return errors[0]
+    kind = min((type(error) for error in errors), key=lambda one: one.exit_status)
+    return kind(*dict.fromkeys(problem for error in errors for problem in error.problems))
 
 
 class SpecError(ShoalError, ValueError):

@@ -70,7 +70,7 @@ def answers(where: str, repo: str, revision: str | None = None) -> Iterator[None
         what = f"{repo} has no revision {revision}"
         raise ModelError(Problem("model.revision", what, f"see {endpoint}/{repo}/commits/main")) from error
     except OfflineModeIsEnabled as error:
-        what = f"{repo} is not in the local cache, and HF_HUB_OFFLINE=1 forbids asking the hub"
+        what = f"{repo} is no folder here and not in the local cache, and HF_HUB_OFFLINE=1 forbids asking the hub"
         raise ModelError(Problem(where, what, f"unset HF_HUB_OFFLINE, {local}")) from error
     except LocalEntryNotFoundError as error:
         what = f"{endpoint} cannot be reached, and {repo} is not in the local cache"

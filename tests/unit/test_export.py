@@ -224,7 +224,7 @@ def test_a_wrong_export_is_refused_and_set_apart(
     assert not place.reloaded("adapter").exists()
     apart = place.reloaded("adapter-failed")
     assert (apart / "adapter_model.safetensors").exists() and not (apart / "export.json").exists()
-    with pytest.raises(SpecError, match="no adapter export"):
+    with pytest.raises(SpecError, match="it has no adapter yet"):
         load(place.folder, place.storage)
 
 
@@ -253,7 +253,7 @@ def test_an_export_on_the_object_store_is_fetched_once(tmp_path: Path, s3: S3Spe
     target = tmp_path / "made"
     target.mkdir()
     (target / "adapter_model.safetensors").write_bytes(b"weights")
-    with pytest.raises(SpecError, match="no adapter export"):
+    with pytest.raises(SpecError, match="it has no adapter yet"):
         fetch_export(folder, storage, plan, "adapter")
     hand_in(plan, "adapter", target, {"passed": True}, {}, folder, storage)
     local = fetch_export(folder, storage, plan, "adapter")

@@ -404,23 +404,33 @@ MISSING = {
     "did you mean": ("a.jsnl", {}),
     "no object fits": ("*.parquet", {}),
     "no kind of file": ("*.txt", {}),
-    "no readable row": ("empty.jsonl", {}),
+    "empty.jsonl is empty": ("empty.jsonl", {}),
+    "none of the first 2 rows can be read": ("broken.jsonl", {}),
     "no format Shoal reads": ("odd.jsonl", {}),
     "none of the first 30 rows reads as text": ("a.jsonl", {"format": "text"}),
     "are in data.train too": ("*.jsonl", {"format": "instruction", "validation": "b.jsonl"}),
 }
 
 
+EXAMPLES = {
+    "none of the first 2 rows can be read": ["broken.jsonl:1", "broken.jsonl:3"],
+    "none of the first 30 rows reads as text": ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"],
+}
+"""Rejected rows that an answer shows."""
+
+
 @pytest.mark.parametrize("words", MISSING)
 def test_missing_or_unfit_data_is_an_answer(tiny_model: Path, corpus: Path, tmp_path: Path, words: str) -> None:
     (corpus / "notes.txt").write_text("hello")
     (corpus / "empty.jsonl").write_text("")
+    (corpus / "broken.jsonl").write_text("{oops\n\n[1]\n")
     (corpus / "odd.jsonl").write_bytes(lines({"question": "why", "answer": "so"}))
     pattern, data = MISSING[words]
     data = data | ({"validation": str(corpus / data["validation"])} if "validation" in data else {})
     with pytest.raises(DataError, match=words) as caught:
         gathered(job(tiny_model, corpus / pattern, data=data), tmp_path)
-    (where,) = told(caught.value)
+    where, *examples = told(caught.value)
+    assert [Path(one).name for one in examples] == EXAMPLES.get(words, [])
     assert where == ("data.validation" if "validation" in data else "data.train")
 
 

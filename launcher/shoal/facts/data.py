@@ -1,14 +1,15 @@
 """What the data are: the objects with their etags, the format of the first rows, and estimates of rows and tokens."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from shoal.data.formats import Completion, Conversation, Format, Rejected, Sample, detect, parse
+from shoal.data.formats import REMEDIES, Completion, Conversation, Format, Rejected, Sample, detect, parse
 from shoal.data.sources import SUFFIXES, Row, is_readable
 from shoal.data.sources import rows as read_rows
 from shoal.data.summary import VERSION
-from shoal.errors import DataError, Problem, ShoalError
+from shoal.errors import DataError, Problem, ShoalError, StorageError, together
 from shoal.facts.files import digest
 from shoal.facts.types import SplitFacts
 from shoal.plan.types import SourceObject
@@ -18,6 +19,8 @@ from shoal.storage.objects import MAGIC
 
 HEADS = 4
 """Objects whose first rows are read."""
+EXAMPLES = 3
+"""Rejected rows that are shown."""
 HEAD_BYTES = 256 << 10
 """Bytes read of each of them, as stored: enough that reading ahead does not spoil the estimate."""
 PARQUET_ROWS = 100
@@ -35,7 +38,9 @@ TEMPLATE_TOKENS = 8
 class _Head:
     """The beginning of one object."""
 
-    rows: list[Row]
+    source: SourceObject
+    rows: list[tuple[int, Row]]
+    """(line, row)"""
     total: float
     """Rows of the whole object, as far as can be told."""
     exact: bool
@@ -52,22 +57,23 @@ class _Opened:
 
 
 def locate(given: str | Sequence[str], field: str, storage: Storage) -> tuple[list[SourceObject], list[str]]:
-    """The objects that `given` names, each once, and notes. Raises DataError with a problem per location."""
+    """The objects that `given` names, each once, and notes. Raises DataError (StorageError when the store
+    refuses) with a problem per location."""
     patterns = [given] if isinstance(given, str) else list(given)
     found: dict[str, SourceObject] = {}
-    problems: list[Problem] = []
+    errors: list[ShoalError] = []
     notes: list[str] = []
     for number, pattern in enumerate(patterns):
         where = field if isinstance(given, str) else f"{field}[{number}]"
         try:
             objects, note = _expand(pattern, storage)
         except ShoalError as error:
-            problems += [_at(where, problem) for problem in error.problems]
+            errors.append(type(error)(*(_at(where, problem) for problem in error.problems)))
             continue
         notes += [f"{where}: {note}"] if note else []
         found.update({one.url: one for one in objects})
-    if problems:
-        raise DataError(*problems)
+    if errors:
+        raise together(errors)
     return list(found.values()), notes
 
 
@@ -77,7 +83,10 @@ def _expand(pattern: str, storage: Storage) -> tuple[list[SourceObject], str]:
     objects = storage.list(pattern)
     if not objects and not MAGIC.intersection(pattern):
         if not storage.exists(folder):
-            storage.info(pattern)
+            try:
+                storage.info(pattern)
+            except StorageError as missing:
+                raise DataError(*missing.problems) from missing
         objects = storage.list(folder)
     if not objects:
         fix = "check the name and the pattern; `shoal store ls` lists what is in the object store"
@@ -107,18 +116,55 @@ def split_facts(
     step = max(1, len(filled) / HEADS)
     chosen = [filled[int(number * step)] for number in range(min(HEADS, len(filled)))]
     heads = [_head(one, storage) for one in chosen]
-    rows = [row for head in heads for row in head.rows]
+    rows = [row for head in heads for _, row in head.rows]
+    if not any(isinstance(row, dict) for row in rows):
+        raise DataError(*_unreadable(objects, heads, field))
     kind = detect(rows, field) if format == "auto" else cast(Format, format)
-    samples = [parse(row, kind) for row in rows if not isinstance(row, Rejected)]
+    samples = [_sample(row, kind) for row in rows]
     tokens = tuple(_tokens(sample) for sample in samples if not isinstance(sample, Rejected))
-    if rows and not tokens:
-        first = next((sample for sample in samples if isinstance(sample, Rejected)), None)
-        what = f"none of the first {len(rows)} rows reads as {kind}" + (f": {first.detail}" if first else "")
-        raise DataError(Problem(field, what, "`shoal check` shows the rows; set data.format or mend them"))
+    if not tokens:
+        raise DataError(*_unfit(heads, kind, field))
     read = sum(one.size for one in chosen)
     total = sum(head.total for head in heads) * (sum(one.size for one in filled) / read if read else 0)
     exact = len(chosen) == len(filled) and all(head.exact for head in heads)
     return SplitFacts(tuple(objects), round(total), exact, tokens), kind
+
+
+def _sample(row: Row, kind: Format) -> Sample | Rejected:
+    return row if isinstance(row, Rejected) else parse(row, kind)
+
+
+def _unreadable(objects: Sequence[SourceObject], heads: Sequence[_Head], field: str) -> list[Problem]:
+    """What to say when nothing that was read is a row."""
+    fix = "put rows there, or name another location"
+    if not any(head.rows for head in heads):
+        more = f" (and {len(objects) - 1} more)" if len(objects) > 1 else ""
+        return [Problem(field, f"{objects[0].url}{more} is empty", fix)]
+    seen = sum(len(head.rows) for head in heads)
+    what = "the first row cannot be read" if seen == 1 else f"none of the first {seen} rows can be read"
+    return [Problem(field, what, REMEDIES["malformed"]), *_examples(heads, None)]
+
+
+def _unfit(heads: Sequence[_Head], kind: Format, field: str) -> list[Problem]:
+    """What to say when there are rows and none is a sample."""
+    seen = sum(len(head.rows) for head in heads)
+    causes = Counter(
+        one.cause for head in heads for _, row in head.rows if isinstance(one := _sample(row, kind), Rejected)
+    )
+    what = "the first row does not read" if seen == 1 else f"none of the first {seen} rows reads"
+    fix = REMEDIES[causes.most_common(1)[0][0]]
+    return [Problem(field, f"{what} as {kind}", fix), *_examples(heads, kind)]
+
+
+def _examples(heads: Sequence[_Head], kind: Format | None) -> list[Problem]:
+    """The first rejected rows, each with its object and line."""
+    found: list[Problem] = []
+    for head in heads:
+        for line, row in head.rows:
+            one = row if isinstance(row, Rejected) or kind is None else parse(row, kind)
+            if isinstance(one, Rejected) and len(found) < EXAMPLES:
+                found.append(Problem(f"{head.source.url}:{line}", f"{one.cause}: {one.detail}"))
+    return found
 
 
 def _head(source: SourceObject, storage: Storage) -> _Head:
@@ -130,16 +176,16 @@ def _head(source: SourceObject, storage: Storage) -> _Head:
         if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"["):
             fix = "write it as JSON lines (.jsonl), which are read row by row"
             raise DataError(Problem(source.url, f"is a JSON array of {source.size / 2**20:,.0f} MiB", fix))
-    rows: list[Row] = []
+    rows: list[tuple[int, Row]] = []
     with storage.open(source.url) as stream:
         position = 0
-        for _, row in read_rows(cast(Storage, _Opened(stream)), source):
+        for line, row in read_rows(cast(Storage, _Opened(stream)), source):
             # Reading runs ahead of the rows in blocks: where a new block begins, the rows so far fill the ones before.
             if stream.tell() > position >= HEAD_BYTES:
-                return _Head(rows, len(rows) * source.size / position, exact=False)
+                return _Head(source, rows, len(rows) * source.size / position, exact=False)
             position = stream.tell()
-            rows.append(row)
-    return _Head(rows, len(rows), exact=True)
+            rows.append((line, row))
+    return _Head(source, rows, len(rows), exact=True)
 
 
 def _parquet_head(source: SourceObject, storage: Storage) -> _Head:
@@ -153,7 +199,8 @@ def _parquet_head(source: SourceObject, storage: Storage) -> _Head:
         except pyarrow.ArrowException as error:
             what = f"cannot be read as Parquet ({' '.join(str(error).split()):.120})"
             raise DataError(Problem(source.url, what, "write it again")) from error
-        return _Head(list(batch.to_pylist()) if batch else [], file.metadata.num_rows, exact=True)
+        rows = list(enumerate(batch.to_pylist(), 1)) if batch else []
+        return _Head(source, rows, file.metadata.num_rows, exact=True)
 
 
 def _tokens(sample: Sample) -> int:

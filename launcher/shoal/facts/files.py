@@ -9,6 +9,7 @@ from typing import Protocol
 from shoal import hub
 from shoal.errors import ModelError, Problem
 from shoal.storage import Storage, join
+from shoal.storage.local import answering
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,19 @@ class FolderFiles:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.files = {path.name: self._file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        with answering(str(folder)):
+            self.files = {path.name: self._file(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
     def _file(self, path: Path) -> File:
         status = path.stat()
         return File(status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
     def read(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
+        with answering(str(self.folder / name)):
+            return (self.folder / name).read_bytes()
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
-        with (self.folder / name).open("rb") as file:
+        with answering(str(self.folder / name)), (self.folder / name).open("rb") as file:
             file.seek(start)
             return file.read(end - start)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shoal.data.summary import summary
-from shoal.errors import DataError, ModelError, Problem, ShoalError
+from shoal.errors import DataError, Problem, ShoalError, together
 from shoal.facts.adapter import adapter_facts
 from shoal.facts.data import data_digest, locate, split_facts
 from shoal.facts.model import model_facts
@@ -20,7 +20,7 @@ Found = TypeVar("Found")
 def gather(job: JobSpec, profile: ClusterProfile, storage: Storage) -> Facts:
     """All facts that planning `job` needs.
 
-    Raises one ShoalError with every problem of model, adapter and data: of their own class when they have one.
+    Raises one ShoalError with every problem of model, adapter and data.
     """
     errors: list[ShoalError] = []
     model = _try(lambda: model_facts(job.model, storage), errors)
@@ -28,7 +28,7 @@ def gather(job: JobSpec, profile: ClusterProfile, storage: Storage) -> Facts:
     start = _try(lambda: adapter_facts(adapter, runs, storage), errors) if adapter else None
     data = _try(lambda: _data(job.data, model, profile, storage), errors)
     if errors:
-        raise _together(errors)
+        raise together(errors)
     assert model and data
     return Facts(model, start, data)
 
@@ -39,17 +39,6 @@ def _try(get: Callable[[], Found], errors: list[ShoalError]) -> Found | None:
     except ShoalError as error:
         errors.append(error)
         return None
-
-
-def _together(errors: list[ShoalError]) -> ShoalError:
-    """One error with the problems of all, each once."""
-    problems = list(dict.fromkeys(problem for error in errors for problem in error.problems))
-    kinds = {type(error) for error in errors}
-    if len(kinds) == 1:
-        return errors[0] if len(errors) == 1 else kinds.pop()(*problems)
-    # ModelError and DataError leave with the same status; a wrong key or a spec mistake beside them does not hide it.
-    kind = ModelError if kinds == {ModelError, DataError} else ShoalError
-    return kind(*problems)
 
 
 def _data(data: DataSpec, model: ModelFacts | None, profile: ClusterProfile, storage: Storage) -> DataFacts | None:
@@ -67,7 +56,7 @@ def _data(data: DataSpec, model: ModelFacts | None, profile: ClusterProfile, sto
         kind = train_facts[1] if train_facts else data.format
         validation_facts = _try(lambda: split_facts(validation[0], kind, "data.validation", storage), errors)
     if errors:
-        raise _together(errors)
+        raise together(errors)
     assert train and train_facts
     if model is None:
         return None

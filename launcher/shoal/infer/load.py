@@ -50,8 +50,10 @@ def fetch_export(folder: RunFolder, storage: Storage, plan: Plan, name: ExportNa
     """The export as a local folder, downloaded once per node; SpecError when the run has none (yet)."""
     where = folder.export(name).rstrip("/") + "/"
     if not storage.exists(join(where, "export.json")):
-        fix = f"shoal export {plan.run_id} --merge makes it" if name == "merged" else f"shoal resume {plan.run_id}"
-        raise SpecError(Problem(plan.run_id, f"has no {name} export", fix))
+        if name == "merged":
+            raise SpecError(Problem(plan.run_id, "is not merged yet", f"merge it: shoal export {plan.run_id} --merge"))
+        fix = f"finish it: shoal resume {plan.run_id}"
+        raise SpecError(Problem(plan.run_id, f"is not finished: it has no {name} yet", fix))
     if "://" not in where:
         return Path(absolute(where))
     done = storage.read(join(where, "export.json"))

@@ -78,8 +78,8 @@ def amount(one: Epoch, job: JobSpec) -> Amount:
 
 
 def warmup_steps(steps: int, warmup_ratio: float) -> int:
-    """As transformers' TrainingArguments.get_warmup_steps: rounded up."""
-    return math.ceil(steps * warmup_ratio)
+    """As transformers' TrainingArguments.get_warmup_steps: rounded up; but never the whole run, whose rate would be 0."""
+    return min(math.ceil(steps * warmup_ratio), max(steps - 1, 0))
 
 
 def _pieces(tokens: int, limit: int) -> list[int]:

@@ -195,7 +195,7 @@ def _notes(job: JobSpec, facts: Facts, trajectory: Trajectory, placed: Layout, f
     yield from _lora_notes(job, trajectory)
     if job.optimizer.lr_scheduler_type == NO_WARMUP and job.optimizer.warmup_steps:
         yield "optimizer.warmup_steps: constant has no warmup; constant_with_warmup has"
-    elif trajectory.optimizer.warmup_steps >= trajectory.steps.value > 1:
+    elif trajectory.optimizer.warmup_steps >= trajectory.steps.value:
         yield f"optimizer.warmup_steps: {trajectory.optimizer.warmup_steps} is the whole run; the rate never peaks"
 
 
@@ -232,6 +232,10 @@ def _data_notes(job: JobSpec, facts: Facts, trajectory: Trajectory) -> Iterator[
     whole = trajectory.steps_per_epoch.value * job.train.num_train_epochs
     if job.train.max_steps and job.train.max_steps > whole:
         yield f"train.max_steps: {job.train.num_train_epochs} epochs end before it, after {whole:,} steps"
+    rows = estimate.epoch(facts.data, job.data).rows
+    if rows < job.train.batch_size:
+        about = "" if facts.data.counts else "about "
+        yield f"train.batch_size: {job.train.batch_size} rows, but an epoch has {about}{rows}: each step is a whole epoch"
     if job.train.eval_steps and not checks.has_validation(job):
         yield "train.eval_steps: nothing is held out, so nothing is evaluated; set data.validation"
 
