@@ -60,7 +60,12 @@ def run(
     """Train `job` as a new run on a backend that was started. Raises: ShoalError."""
     on_event({"kind": "phase", "phase": "planning", "detail": job.model.base})
     made = plan_job(job, profile, storage)
-    backend.prepare(made, storage, on_event)
+    for note in made.notes:
+        on_event({"kind": "note", "message": note})
+    found = backend.prepare(made, storage, on_event)
+    if made.trajectory.data.validation_fraction and not found.validation_samples:
+        share = f"data.validation: {made.trajectory.data.validation_fraction:g} of {found.samples:,} samples"
+        on_event({"kind": "note", "message": f"{share} held out none: nothing is evaluated"})
     made = _counted(made, storage)
     folder = RunFolder(storage, made.storage.run)
     text = yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)

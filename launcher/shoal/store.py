@@ -7,6 +7,7 @@ after SIGKILL. `store_server.py`, a process of its own, runs the server and stop
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ BUCKET = "shoal"
 """The bucket that is always there; others appear at the first write."""
 START_TIMEOUT_S = 60
 """Enough for a busy machine, and for a server that is still stopping; it usually takes 2 s."""
+LITTLE_MIB = 256
+"""Free disk below which a failing server is taken to have no room left: it says no more than "internal"."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,11 @@ def _runs(folder: Path) -> bool:
 def _not_started(folder: Path, how: str) -> Problem:
     lines = (folder / "supervisor.log").read_text(errors="replace").strip().splitlines()
     said = f" ({lines[-1][:200]})" if lines else ""
-    return Problem(
-        str(folder), f"the embedded store did not start: {how}{said}", f"see {folder}/supervisor.log and {folder}/logs"
-    )
+    what, fix = f"the embedded store did not start: {how}{said}", f"see {folder}/supervisor.log and {folder}/logs"
+    free = shutil.disk_usage(folder).free >> 20
+    if free < LITTLE_MIB:
+        what, fix = (
+            f"{what}; its disk has only {free} MiB left",
+            "free space there, or choose another storage.s3.folder",
+        )
+    return Problem(str(folder), what, fix)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.common import Job, Json, On, Run, Set, console, load_both, profile_name, storage_of
+from shoal.errors import Problem, StorageError
 
 if TYPE_CHECKING:
     import threading
@@ -157,6 +158,11 @@ def _train(
             then = f"; go on with  shoal resume {interrupts.run}{options}" if interrupts.run else ""
             typer.echo(f"left at once{then}", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except StorageError as error:
+            if interrupts.run is None:
+                raise
+            kept = Problem(interrupts.run, "is kept", f"go on with  shoal resume {interrupts.run}{options}")
+            raise StorageError(*error.problems, kept) from error
         result = outcome.result
         if as_json:
             body = {"run": outcome.folder.id, "folder": outcome.folder.url, **asdict(result)}

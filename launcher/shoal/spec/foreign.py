@@ -25,6 +25,9 @@ _TRL = "TRL"
 _GLOBAL = "it counts rows per optimizer step over all workers"
 _SAME = "the same value"
 _LAYOUT = "the profile says where a job runs, the job file does not"
+_TRACKED = "take it out: every run writes metrics.jsonl and TensorBoard scalars"
+_OWN_TOKENS = "take it out: the tokenizer's own are used"
+_NO_HUB = "take it out: the export's place is shown at the end of the run"
 _DTYPE = "`bf16`, `fp32`, or `auto` for bf16 where the hardware has it"
 
 JOB: dict[str, Foreign] = {
@@ -64,6 +67,13 @@ JOB: dict[str, Foreign] = {
     "evaluation_strategy": Foreign(
         _HF, "train.eval_steps", "steps between evaluations; without it, the end of each epoch"
     ),
+    **dict.fromkeys(
+        ("overwrite_output_dir", "save_only_model"),
+        Foreign(
+            f"{_HF} and {_LF}", "", "take it out: each run has a folder of its own, and its export is the model alone"
+        ),
+    ),
+    "logging_strategy": Foreign(_HF, "train.logging_steps", "steps between lines of metrics"),
     "resume_from_checkpoint": Foreign(_HF, "", "take it out: `shoal resume RUN` goes on from the newest checkpoint"),
     "output_dir": Foreign(
         f"{_HF}, {_AX} and {_LF}",
@@ -90,10 +100,10 @@ JOB: dict[str, Foreign] = {
     "embedding_lr": Foreign(_AX, "", "take it out: one learning rate serves all weights"),
     # Adapter
     "adapter": Foreign(f"{_AX} and {_LU}", "method", "`lora` or `qlora` (an adapter to start from is model.adapter)"),
-    "finetuning_type": Foreign(_LF, "method", "{value} if that is `full`, `lora` or `qlora`"),
-    "train_type": Foreign(_SW, "method", "{value} if that is `full`, `lora` or `qlora`"),
-    "sft_type": Foreign(_SW, "method", "{value} if that is `full`, `lora` or `qlora`"),
-    "tuner_type": Foreign(_SW, "method", "{value} if that is `full`, `lora` or `qlora`"),
+    "finetuning_type": Foreign(_LF, "method", "the same value, if it is `full`, `lora` or `qlora`"),
+    "train_type": Foreign(_SW, "method", "the same value, if it is `full`, `lora` or `qlora`"),
+    "sft_type": Foreign(_SW, "method", "the same value, if it is `full`, `lora` or `qlora`"),
+    "tuner_type": Foreign(_SW, "method", "the same value, if it is `full`, `lora` or `qlora`"),
     "use_peft": Foreign(_TRL, "method", "`lora` or `qlora`; `full` without"),
     "peft": Foreign("other tools", "lora", "with peft's names: r, lora_alpha, lora_dropout, target_modules"),
     "lora_rank": Foreign(f"{_LF} and {_SW}", "lora.r", _SAME),
@@ -104,6 +114,8 @@ JOB: dict[str, Foreign] = {
     "lora_target": Foreign(_LF, "lora.target_modules", "`all` is all-linear here; names as a list"),
     "lora_target_modules": Foreign(f"{_AX} and TRL", "lora.target_modules", "a list of names, or all-linear"),
     "lora_target_linear": Foreign(_AX, "lora.target_modules", "`all-linear`"),
+    "lora_task_type": Foreign(_TRL, "task", "`causal-lm`"),
+    "lora_fan_in_fan_out": Foreign(_AX, "", "take it out: peft tells it from the model"),
     "lora_modules_to_save": Foreign(_AX, "lora.modules_to_save", _SAME),
     "additional_target": Foreign(_LF, "lora.modules_to_save", "a list of names"),
     "adapter_name_or_path": Foreign(_LF, "model.adapter", _SAME),
@@ -121,6 +133,8 @@ JOB: dict[str, Foreign] = {
     "model_name": Foreign("other tools", "model.base", _SAME),
     "model_id": Foreign("other tools", "model.base", _SAME),
     "tokenizer_name": Foreign(_HF, "", "take it out: the tokenizer is the model's own"),
+    "tokenizer_type": Foreign(_AX, "", "take it out: the tokenizer is the model's own"),
+    "model_revision": Foreign(_TRL, "model.revision", _SAME),
     "model_type": Foreign(f"{_AX}, {_LU} and {_SW}", "", "take it out: the model's config.json says it"),
     "template": Foreign(_LF, "", "take it out: the model's own chat template is used"),
     "chat_template": Foreign(_AX, "", "take it out: the model's own chat template is used"),
@@ -134,6 +148,7 @@ JOB: dict[str, Foreign] = {
     "flash_attn": Foreign(_LF, "model.attn_implementation", "`auto`, `sdpa`, `eager` or `flash_attention_2` (fa2)"),
     "attn_impl": Foreign(_SW, "model.attn_implementation", "`auto`, `sdpa`, `eager` or `flash_attention_2`"),
     "sdp_attention": Foreign(_AX, "model.attn_implementation", "`sdpa`"),
+    "xformers_attention": Foreign(_AX, "model.attn_implementation", "`auto`, or `sdpa`"),
     "use_liger_kernel": Foreign(_HF, "", "take it out: the loss is always computed in pieces"),
     # Data
     "dataset": Foreign(f"{_LF} and {_SW}", "data.train", "the location of its files: a path, a glob or s3://..."),
@@ -176,7 +191,13 @@ JOB: dict[str, Foreign] = {
     "train_on_prompt": Foreign(_LF, "", "take it out: answers are what is learnt"),
     "assistant_only_loss": Foreign(_TRL, "", "take it out: it is always so"),
     "completion_only_loss": Foreign(_TRL, "", "take it out: it is always so"),
-    "special_tokens": Foreign(_AX, "", "take it out: the tokenizer's own are used"),
+    "special_tokens": Foreign(_AX, "", _OWN_TOKENS),
+    "eos_token": Foreign(_TRL, "", _OWN_TOKENS),
+    "max_samples": Foreign(_LF, "train.max_steps", "rows are not cut off: stop after some steps, or name fewer files"),
+    "dataset_train_split": Foreign(_TRL, "data.train", "the location of that split's files"),
+    "dataset_prepared_path": Foreign(_AX, "", "take it out: prepared data go to the profile's storage.prepared"),
+    "packing_strategy": Foreign(_TRL, "data.packing", "true or false; samples are never cut to fill a row"),
+    "dataset_num_proc": Foreign(_TRL, "", f"take it out: {_LAYOUT}"),
     "preprocessing_num_workers": Foreign(_LF, "", f"take it out: {_LAYOUT}"),
     "dataloader_num_workers": Foreign(_HF, "", "take it out: each worker reads ahead of its step"),
     "overwrite_cache": Foreign(_LF, "", "take it out: prepared data is known by a digest of its sources and options"),
@@ -189,6 +210,15 @@ JOB: dict[str, Foreign] = {
     # Whole sections and what is elsewhere
     "trainer": Foreign(_LU, "train", "and `optimizer` for the learning rate and its schedule"),
     "training": Foreign("other tools", "train", "and `optimizer` for the learning rate and its schedule"),
+    "eval_table_size": Foreign(_AX, "prompts", "texts that the base and the result answer at the end"),
+    "eval_max_new_tokens": Foreign(_AX, "", "take it out: how long answers may be is fixed"),
+    **dict.fromkeys(
+        ("loss_watchdog_threshold", "loss_watchdog_patience"),
+        Foreign(_AX, "", "take it out: a loss that is not a number ends the run, the last checkpoint stays"),
+    ),
+    **dict.fromkeys(
+        ("strict", "debug"), Foreign(_AX, "", "take it out: every key is always checked; see `shoal check`")
+    ),
     "generation": Foreign(_LU, "prompts", "texts that the base and the result answer at the end"),
     "stage": Foreign(_LF, "task", "`causal-lm` for sft; DeepSpeed's ZeRO stage is deepspeed.stage"),
     "do_train": Foreign(_LF, "", "take it out: `shoal run` trains"),
@@ -204,12 +234,18 @@ JOB: dict[str, Foreign] = {
     "backend": Foreign(_LU, "", f"take it out: {_LAYOUT}"),
     "num_workers": Foreign("Ray", "", f"take it out and write `workers` in the profile: {_LAYOUT}"),
     "num_gpus": Foreign("other tools", "", f"take it out and write `workers` in the profile: {_LAYOUT}"),
+    "local_rank": Foreign(f"torchrun and {_AX}", "", f"take it out: {_LAYOUT}"),
+    "ddp_timeout": Foreign(_LF, "", f"take it out: {_LAYOUT}"),
     "nproc_per_node": Foreign("torchrun", "", f"take it out and write `workers` in the profile: {_LAYOUT}"),
-    "report_to": Foreign(_HF, "", "take it out: every run writes metrics.jsonl and TensorBoard scalars"),
-    "wandb_project": Foreign(_AX, "", "take it out: every run writes metrics.jsonl and TensorBoard scalars"),
+    "report_to": Foreign(_HF, "", _TRACKED),
+    **dict.fromkeys(
+        ("wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_run_id", "wandb_log_model"),
+        Foreign(_AX, "", _TRACKED),
+    ),
+    "plot_loss": Foreign(_LF, "", _TRACKED),
     "run_name": Foreign(_HF, "name", "lower-case letters, digits and dashes"),
-    "push_to_hub": Foreign(_HF, "", "take it out: the export's place is shown at the end of the run"),
-    "hub_model_id": Foreign(_HF, "", "take it out: the export's place is shown at the end of the run"),
+    "push_to_hub": Foreign(_HF, "", _NO_HUB),
+    "hub_model_id": Foreign(_HF, "", _NO_HUB),
     "merge_lora": Foreign(_SW, "export.merge", _SAME),
     "gradient_checkpointing_kwargs": Foreign(
         _HF, "train.gradient_checkpointing", "true or false; it is always the non-reentrant kind"
@@ -248,6 +284,10 @@ CLUSTER: dict[str, Foreign] = {
 NAMES: dict[Literal["job", "cluster"], dict[str, Foreign]] = {"job": JOB, "cluster": CLUSTER}
 
 VALUES: dict[tuple[str, ...], dict[Any, str]] = {
+    ("kind",): dict.fromkeys(
+        ("ray", "kuberay", "kubernetes", "k8s", "slurm", "cluster"),
+        "running on a cluster is not there yet: `local` starts a Ray of its own on this machine",
+    ),
     ("model",): {str: "write `model: {base: LOCATION}`"},
     ("data",): {str: "write `data: {train: LOCATION}`", list: "write `data: {train: [LOCATION, ...]}`"},
     ("deepspeed",): {

@@ -66,7 +66,10 @@ def _missing(path: Path, kind: Kind) -> Problem:
     names = {file.stem: file.name for file in folder.iterdir() if file.suffix in (".yaml", ".yml", ".json")}
     if near := get_close_matches(path.stem, names, 1, 0.6):
         return Problem(str(path), what, f"did you mean {path.parent / names[near[0]]}?")
-    return Problem(str(path), what, _yaml_files(folder) or named)
+    files = _yaml_files(folder)
+    if kind == "cluster" and files:
+        return Problem(str(path), what, f"{files}; {named}")
+    return Problem(str(path), what, files or named)
 
 
 def _yaml_files(folder: Path) -> str:

@@ -11,8 +11,6 @@ EXPIRED = frozenset({"ExpiredToken", "TokenRefreshRequired", "RequestExpired"})
 REFUSED = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden"})
 BUSY = frozenset({"SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "Throttling", "429", "503"})
 FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "507"})
-LITTLE_MIB = 256
-"""Free disk below which a failing embedded server is taken to have no room left: it says no more than "internal"."""
 
 
 def answer(error: Exception, url: str, s3: S3Spec) -> StorageError:
@@ -72,7 +70,7 @@ def _by_code(code: str, url: str, s3: S3Spec) -> tuple[str, str] | None:
     if code == "InternalError" and s3.server == "embedded":
         folder = store.folder_of(s3)
         free = shutil.disk_usage(folder).free >> 20
-        if free < LITTLE_MIB:
+        if free < store.LITTLE_MIB:
             return f"the store failed; the disk has only {free} MiB left", f"free space on the disk of {folder}"
     return (f"the store failed ({code})", "see the store's log, or try again") if code else None
 
