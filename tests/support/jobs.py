@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from shoal.plan.planner import plan
-
 from shoal.data.prepare import prepare
 from shoal.facts.gather import gather
+from shoal.plan.planner import plan
 from shoal.plan.types import Plan
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.job import JobSpec
@@ -47,11 +46,11 @@ def write_rows(path: Path, count: int = 60) -> Path:
     return path
 
 
-def job(model: Path, data: Path, **sections: Any) -> JobSpec:
+def job(base: Path, data: Path, **sections: Any) -> JobSpec:
     """A tiny job; `sections` replace or extend: train={"max_steps": 3}, method="full", ..."""
     body: dict[str, Any] = {
         "name": "tiny",
-        "model": {"base": str(model)},
+        "model": {"base": str(base)},
         "method": "full",
         "data": {"train": str(data), "validation": 0.1, "sequence_length": 96},
         "train": {"num_train_epochs": 2, "batch_size": 7, "self_check": False},
