@@ -140,6 +140,7 @@ def test_a_killed_worker_is_replaced_and_announced(ray_up, tmp_path: Path) -> No
 
 
 def always_dies(plan: Plan, world: World, report: Report) -> Result:
+    print("my last words", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
     return finished()
 
@@ -148,6 +149,7 @@ def test_workers_that_keep_dying_end_the_run_with_an_answer(ray_up, tmp_path: Pa
     with pytest.raises(TrainingError, match="more often than max_failures allows") as caught:
         train(small_plan(tmp_path, workers=2, max_failures=0), always_dies)
     assert "logs" in str(caught.value)
+    assert "last words: my last words" in str(caught.value)
 
 
 def runs_until_told(plan: Plan, world: World, report: Report) -> Result:

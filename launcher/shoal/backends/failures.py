@@ -1,6 +1,7 @@
 """What a failed worker group means: try again, or hand the answer to the person. Runs in Ray Train's controller."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -10,6 +11,9 @@ from shoal.errors import Problem, ShoalError, TrainingError
 
 OUR_MISTAKES = (TypeError, AttributeError, NameError, LookupError, AssertionError, ImportError, NotImplementedError)
 """Exceptions that come back each time the same code runs: starting the workers again would only repeat them."""
+
+WORDS = 3
+"""Lines of a dead worker's stderr that are told."""
 
 
 class Failures(UserCallback):
@@ -51,18 +55,19 @@ def final(failures: Mapping[int, Exception]) -> Exception | None:
 
 def describe(failures: Mapping[int, Exception]) -> str:
     """One line: the lost workers if there are any, else the first rank's exception."""
-    gone = [str(rank) for rank, error in sorted(failures.items()) if lost(error)]
+    gone = {rank: str(error) for rank, error in sorted(failures.items()) if lost(error)}
     if gone:
-        return f"worker {', '.join(gone)} died"
+        memory = any("running low on memory" in text for text in gone.values())
+        return f"worker {', '.join(map(str, gone))} died" + (" (this machine ran out of memory)" if memory else "")
     rank, error = min(failures.items())
     lines = str(error).strip().splitlines()
     return f"worker {rank} failed with {type(error).__name__}" + (f": {lines[-1]}" if lines else "")
 
 
-def unwrap(error: TrainingFailedError, logs: str) -> Exception:
+def unwrap(error: TrainingFailedError, logs: str, pids: Mapping[int, int]) -> Exception:
     """What the driver raises: the worker's own answer, our own bug as it was, or a TrainingError that says where to look.
 
-    `logs`: Ray's log folder.
+    `logs`: Ray's log folder. `pids`: the newest group's process of each rank.
     """
     where = f"the workers' own words are in {logs}"
     if isinstance(error, ControllerError):
@@ -71,12 +76,30 @@ def unwrap(error: TrainingFailedError, logs: str) -> Exception:
             return cause
         return TrainingError(Problem("training", f"Ray could not run the workers: {_last_line(cause)}", where))
     if isinstance(error, WorkerGroupError):
-        answer = final(error.worker_failures)
+        failures = error.worker_failures
+        answer = final(failures)
         if answer is not None:
             return answer
-        what = f"{describe(error.worker_failures)}, more often than max_failures allows"
-        return TrainingError(Problem("training", what, f"`shoal resume` goes on from the last checkpoint; {where}"))
+        what = f"{describe(failures)}, more often than max_failures allows"
+        fix = f"`shoal resume` goes on from the last checkpoint; {where}"
+        last = [
+            Problem(f"worker {rank}, last words", line)
+            for rank in sorted(failures)
+            for line in last_words(Path(logs), pids.get(rank))
+        ]
+        return TrainingError(Problem("training", what, fix), *last)
     return TrainingError(Problem("training", _last_line(error), where))
+
+
+def last_words(logs: Path, pid: int | None) -> list[str]:
+    """The last lines that a worker's process wrote to stderr, at most WORDS of them."""
+    lines = [
+        line.strip()
+        for path in sorted(logs.glob(f"worker-*-{pid}.err"))
+        for line in path.read_text(errors="replace").splitlines()
+        if line.strip() and not line.startswith(":")  # Ray's own marks
+    ]
+    return lines[-WORDS:]
 
 
 def _last_line(error: BaseException) -> str:

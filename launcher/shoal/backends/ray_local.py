@@ -14,15 +14,13 @@ import os
 import shutil
 import tempfile
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from shoal.backends import OnEvent
-from shoal.errors import ClusterError, Problem, ShoalError
+from shoal.errors import ClusterError, Problem
 from shoal.plan.types import Plan
 from shoal.spec.cluster import ClusterProfile
 from shoal.train.world import Report, Result, World
@@ -38,7 +36,6 @@ Done = TypeVar("Done")
 Entry = Callable[[Plan, World, Report], Result]
 
 DRAIN_INTERVAL_S = 0.2
-PROCESS_GROUP_TIMEOUT_S = 1800
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -63,6 +60,7 @@ class RayLocal:
         self.profile = profile
         self.entry = entry
         self.up: Future[str] | None = None
+        self.fit: Future[Result] | None = None
 
     def start(self) -> None:
         self.up = _RAY.submit(_init, self.profile)
@@ -78,16 +76,23 @@ class RayLocal:
         scratch = tempfile.mkdtemp(prefix="shoal-")  # Ray Train writes its own bookkeeping there; nothing of ours
         try:
             mailbox = _RAY.submit(_mailbox, plan.run_id).result()
-            fit = _RAY.submit(_fit, plan, mailbox, self.entry, self.profile, scratch)
-            return _follow(fit, mailbox, on_event, stop, logs)
+            self.fit = _RAY.submit(_fit, plan, mailbox, self.entry, self.profile, scratch)
+            return _follow(self.fit, mailbox, on_event, stop, logs)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def close(self) -> None:
-        """Returns at once; Ray goes down behind (the process waits for that at its end)."""
-        if self.up is not None:
-            self.up = None
-            _RAY.submit(_shutdown)
+        """Ray goes down. Its agents outlive it by a minute unless it goes in order, which takes a second or two.
+
+        Nobody waits for a Ray that is still starting, or busy with a run that was left by force.
+        """
+        if self.up is None:
+            return
+        idle = self.up.done() and (self.fit is None or self.fit.done())
+        self.up = self.fit = None
+        down = _RAY.submit(_shutdown)
+        if idle:
+            wait_for([down], timeout=SHUTDOWN_S)
 
     def _logs(self) -> str:
         """Wait until Ray is up; the folder of its logs."""
@@ -120,16 +125,21 @@ def _init(profile: ClusterProfile) -> str:
 
     resources = profile.resources_per_worker
     cpus = max(os.cpu_count() or 1, math.ceil(profile.workers * resources.cpu))
-    context = ray.init(
-        address="local",
-        ignore_reinit_error=True,  # one embedded Ray serves every run of this process
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=200_000_000,  # bytes; events and summaries only
-        namespace="shoal",
-    )
+    try:
+        context = ray.init(
+            address="local",
+            ignore_reinit_error=True,  # one embedded Ray serves every run of this process
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=200_000_000,  # bytes; events and summaries only
+            namespace="shoal",
+        )
+    except (RuntimeError, OSError, ValueError) as error:
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        fix = "its logs are in /tmp/ray/session_latest/logs; `--on inline` does without Ray"
+        raise ClusterError(Problem("kind: local", f"Ray did not start: {last}", fix)) from error
     have, need = ray.cluster_resources().get("GPU", 0), profile.workers * resources.gpu
     if need > have:
         raise ClusterError(
@@ -164,6 +174,7 @@ def _fit(plan: Plan, mailbox: Any, entry: Entry | None, profile: ClusterProfile,
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from shoal.backends.failures import Failures
+    from shoal.backends.ray_worker import work
 
     resources = profile.resources_per_worker
     per_worker = {"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {})
@@ -171,7 +182,7 @@ def _fit(plan: Plan, mailbox: Any, entry: Entry | None, profile: ClusterProfile,
     if plan.layout.device == "cpu":
         environment["DS_ACCELERATOR"] = "cpu"
     trainer = DataParallelTrainer(
-        _work,
+        work,
         train_loop_config={"plan": plan.model_dump_json(), "mailbox": mailbox, "entry": entry},
         scaling_config=ScalingConfig(
             num_workers=plan.layout.workers,
@@ -192,81 +203,6 @@ def _fit(plan: Plan, mailbox: Any, entry: Entry | None, profile: ClusterProfile,
     return result
 
 
-def _work(config: dict[str, Any]) -> Result:
-    """One worker's life, in a process of Ray's: join the others, run the plan."""
-    import ray.train
-
-    from shoal.backends.mailbox import Reporter
-
-    plan = Plan.model_validate_json(config["plan"])
-    context = ray.train.get_context()
-    world = World(
-        rank=context.get_world_rank(),
-        size=context.get_world_size(),
-        local_rank=context.get_local_rank(),
-        local_size=context.get_local_world_size(),
-    )
-    config["mailbox"].join.remote(world.rank, world.size, os.getpid())
-    report = Reporter(config["mailbox"])
-    try:
-        _connect(world, plan.layout.device)
-        entry = config["entry"]
-        if entry is None:
-            from shoal.train.entry import run as entry
-        result = entry(plan, world, report)
-        _disconnect(world)
-        return result
-    except ShoalError:
-        raise
-    except Exception as error:
-        error.add_note(f"worker {world.rank} of {world.size}:\n{traceback.format_exc()}")
-        raise
-    finally:
-        report.flush()
-
-
-def _connect(world: World, device: str) -> None:
-    """Bring the process group up. Rank 0's store picks a free port itself, so that no other process can take it."""
-    import torch
-    import torch.distributed as dist
-    from ray.train.collective import broadcast_from_rank_zero
-    from ray.util import get_node_ip_address
-
-    if device == "cuda":
-        torch.cuda.set_device(world.local_rank)
-    if world.size == 1:
-        return
-    host, port, store = "", 0, None
-    if world.is_main:
-        host = get_node_ip_address()
-        store = dist.TCPStore(host, 0, world.size, is_master=True, wait_for_workers=False)
-        port = store.port
-    host, port = broadcast_from_rank_zero((host, port))
-    store = store or dist.TCPStore(host, port, world.size, is_master=False)
-    os.environ.update(
-        MASTER_ADDR=host,
-        MASTER_PORT=str(port),
-        RANK=str(world.rank),
-        WORLD_SIZE=str(world.size),
-        LOCAL_RANK=str(world.local_rank),
-        LOCAL_WORLD_SIZE=str(world.local_size),
-    )
-    dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
-        store=store,
-        rank=world.rank,
-        world_size=world.size,
-        timeout=timedelta(seconds=PROCESS_GROUP_TIMEOUT_S),
-    )
-
-
-def _disconnect(world: World) -> None:
-    import torch.distributed as dist
-
-    if world.size > 1 and dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def _follow(fit: "Future[Result]", mailbox: Any, on_event: OnEvent, stop: threading.Event, logs: str) -> Result:
     """Hand events on until the run is over; the main thread stays free for signals.
 
@@ -278,12 +214,14 @@ def _follow(fit: "Future[Result]", mailbox: Any, on_event: OnEvent, stop: thread
     from shoal.backends.failures import unwrap
 
     over = False
+    pids: dict[int, int] = {}
     while not over:
         over = bool(wait_for([fit], timeout=DRAIN_INTERVAL_S).done)
         for event in ray.get(mailbox.drain.remote(stop.is_set())):
+            pids = event.get("pids", pids)
             on_event(event)
     ray.kill(mailbox)
     try:
         return fit.result()
     except TrainingFailedError as error:
-        raise unwrap(error, logs) from None
+        raise unwrap(error, logs, pids) from None
