@@ -58,8 +58,8 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if "ray" in sys.modules:
-        # Everything of ours is closed by now, and an embedded Ray's processes die with this one. An orderly way out
-        # would wait for Ray's thread, which may still be starting, or blocked in a run that was left by force.
+        # Everything of ours is closed by now; a Ray that is still up dies with this process. An orderly way out would
+        # wait for its thread, which may still be starting, or blocked in a run that was left by force.
         os._exit(status)
     sys.exit(status)
 
