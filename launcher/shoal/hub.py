@@ -78,6 +78,9 @@ def answers(where: str, repo: str, revision: str | None = None) -> Iterator[None
     except EntryNotFoundError as error:
         raise ModelError(Problem(where, f"{repo}: a file is missing: {_line(error)}", local)) from error
     except HfHubHTTPError as error:
+        if error.response.status_code == 401:
+            fix = "renew it, and check what model.token names"
+            raise ModelError(Problem(where, f"{endpoint} does not accept the token for {repo}", fix)) from error
         fix = "try again later" if error.response.status_code in (429, 500, 502, 503, 504) else "check model.token"
         raise ModelError(Problem(where, f"{endpoint} refused {repo}: {_line(error)}", fix)) from error
     except HTTPError as error:
