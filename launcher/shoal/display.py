@@ -9,7 +9,6 @@ from typing import Any, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -194,8 +193,14 @@ def panel(state: State) -> RenderableType:
     return Panel(Group(*rows), title=state.run or "shoal", title_align="left", border_style="dim", padding=(0, 1))
 
 
-def ending(plan: Plan, result: Result, options: str = "") -> RenderableType:
+def tell_ending(console: Console, plan: Plan, result: Result, options: str = "") -> None:
     """The table at the end of a run, and what to do next; `options` are those that the next command needs too."""
+    console.print("", ending(plan, result), "")
+    for line in next_commands(plan, result, options):
+        console.print(line, soft_wrap=True)  # commands are there to be copied
+
+
+def ending(plan: Plan, result: Result) -> RenderableType:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -217,17 +222,20 @@ def ending(plan: Plan, result: Result, options: str = "") -> RenderableType:
         table.add_row("export gate", gate_words(result.gate))
     parts: list[RenderableType] = [table]
     parts += [answer(one) for one in result.answers]
-    return Group(*parts, Text(), *next_commands(plan, result, options))
+    return Group(*parts)
 
 
-def next_commands(plan: Plan, result: Result, options: str) -> list[RenderableType]:
+def next_commands(plan: Plan, result: Result, options: str) -> list[Text]:
     if result.state != "finished":
-        return [Text.from_markup(f"stopped; go on with   [bold]shoal resume {escape(plan.run_id + options)}[/]")]
-    second = ("one full model of it", f"shoal export {plan.run_id} --merge")
-    if plan.trajectory.method == "full" or plan.merge:
-        second = ("look at all runs", "shoal runs")
-    lines = [("talk to it", f"shoal chat {plan.run_id} --base"), second]
-    return [Text.from_markup(f"{what:<22} [bold]{escape(command + options)}[/]") for what, command in lines]
+        lines = [("stopped; go on with", f"shoal resume {plan.run_id}")]
+    elif plan.trajectory.method == "full" or plan.merge:
+        lines = [("talk to it", f"shoal chat {plan.run_id} --base"), ("look at all runs", "shoal runs")]
+    else:
+        lines = [
+            ("talk to it", f"shoal chat {plan.run_id} --base"),
+            ("one full model of it", f"shoal export {plan.run_id} --merge"),
+        ]
+    return [Text.assemble(f"{what:<22}", (command + options, "bold")) for what, command in lines]
 
 
 def answer(one: dict[str, str]) -> RenderableType:

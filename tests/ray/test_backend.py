@@ -130,8 +130,10 @@ def dies_once(plan: Plan, world: World, report: Report) -> Result:
     return finished(step=7)
 
 
-def test_a_killed_worker_is_replaced_and_announced(ray_up, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_announced(ray_up, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     result, events = train(small_plan(tmp_path, workers=2), dies_once)
+    told = capfd.readouterr()
+    assert told.out + told.err == "", "the display alone speaks"
     assert result.step == 7
     groups = [event["pids"] for event in events if "pids" in event]
     assert len(groups) == 2

@@ -8,7 +8,7 @@ import pytest
 from plans import small_plan
 from rich.console import Console
 
-from shoal.display import Lines, Screen, State, display_for, duration, ending, gate_words, panel, size
+from shoal.display import Lines, Screen, State, display_for, duration, gate_words, panel, size, tell_ending
 from shoal.train.world import Result
 
 
@@ -139,7 +139,7 @@ def test_the_panel_goes_and_the_record_stays() -> None:
 def test_the_end_of_a_run(tmp_path: Path) -> None:
     out = console(width=120)
     plan = small_plan(tmp_path)
-    out.print(ending(plan, result(), " --on here.yaml"))
+    tell_ending(out, plan, result(), " --on here.yaml")
     text = written(out)
     for words in (
         "held-out loss before  3.0000 (perplexity 20.09)",
@@ -155,10 +155,17 @@ def test_the_end_of_a_run(tmp_path: Path) -> None:
         assert words in text
 
 
+def test_commands_are_never_wrapped(tmp_path: Path) -> None:
+    out = console(width=40)
+    plan = small_plan(tmp_path)
+    tell_ending(out, plan, result(), " --on a/rather/long/profile.yaml")
+    assert f"shoal chat {plan.run_id} --base --on a/rather/long/profile.yaml\n" in written(out)
+
+
 def test_the_end_of_a_stopped_run_says_how_to_go_on_and_claims_no_result(tmp_path: Path) -> None:
     out = console()
     plan = small_plan(tmp_path)
-    out.print(ending(plan, result(state="stopped", step=3, export=None, gate=None, answers=[])))
+    tell_ending(out, plan, result(state="stopped", step=3, export=None, gate=None, answers=[]))
     text = written(out)
     assert f"shoal resume {plan.run_id}" in text
     assert "3 of 10" in text
@@ -170,7 +177,7 @@ def test_an_adapter_can_be_merged_and_a_full_model_cannot(tmp_path: Path) -> Non
     adapter = full.model_copy(update={"trajectory": full.trajectory.model_copy(update={"method": "lora"})})
     for plan, offered in ((full, False), (adapter, True), (adapter.model_copy(update={"merge": True}), False)):
         out = console()
-        out.print(ending(plan, result()))
+        tell_ending(out, plan, result())
         assert ("--merge" in written(out)) == offered
 
 

@@ -36,6 +36,7 @@ Done = TypeVar("Done")
 Entry = Callable[[Plan, World, Report], Result]
 
 DRAIN_INTERVAL_S = 0.2
+SHUTDOWN_S = 5.0
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -122,7 +123,10 @@ def _init(profile: ClusterProfile) -> str:
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
+    import ray._private.worker
 
+    # Ray prints what its daemons have to say of a lost worker on stdout, log_to_driver or not; stdout is the display's.
+    ray._private.worker._worker_logs_enabled = False
     resources = profile.resources_per_worker
     cpus = max(os.cpu_count() or 1, math.ceil(profile.workers * resources.cpu))
     try:

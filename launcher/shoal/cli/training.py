@@ -143,7 +143,7 @@ def _train(
     """Train under a display, with signals heard; print how it ended; leave with the status that says so."""
     from shoal import launch
     from shoal.cli.interrupts import Interrupts
-    from shoal.display import display_for, ending
+    from shoal.display import display_for, tell_ending
 
     out = console(as_json)
     display = display_for(out)
@@ -168,7 +168,7 @@ def _train(
             body = {"run": outcome.folder.id, "folder": outcome.folder.url, **asdict(result)}
             typer.echo(json.dumps(body, indent=1))
         else:
-            out.print("", ending(outcome.plan, result, options))
+            tell_ending(out, outcome.plan, result, options)
     if result.state != "finished":
         raise typer.Exit(INTERRUPTED)
     if expect_improvement and not _improved(result.base_loss, result.loss):
