@@ -217,7 +217,7 @@ def ending(plan: Plan, result: Result) -> RenderableType:
     rate = f", {result.tokens / result.seconds:,.0f} tokens/s" if result.seconds else ""
     table.add_row("time training", duration(result.seconds) + rate)
     if result.export:
-        table.add_row("export", result.export)
+        table.add_row("export", Text(result.export))
     if result.gate:
         table.add_row("export gate", gate_words(result.gate))
     parts: list[RenderableType] = [table]
