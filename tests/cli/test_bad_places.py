@@ -175,6 +175,13 @@ STORES = [
         status=4,
     ),
     Case(
+        "a missing model beside it: both are told",
+        ("model.base: ./nomodel: no such folder", "the variable NOBODY_SET_ID is not set"),
+        {"model": {"base": "./nomodel"}, "data": {"train": "s3://shoal/rows.jsonl"}},
+        on="unset.yaml",
+        status=3,
+    ),
+    Case(
         "a missing bucket",
         ("data.train: s3://nobucket/rows.jsonl: no bucket 'nobucket'; check its name and the endpoint, or make it",),
         {"data": {"train": "s3://nobucket/rows.jsonl"}},

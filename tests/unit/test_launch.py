@@ -87,6 +87,15 @@ def test_a_run_leaves_its_plan_and_its_job_and_workers_get_exact_counts(job: Job
     assert [event["run"] for event in events if event["kind"] == "run"] == [outcome.folder.id]
 
 
+def test_what_the_plan_notes_is_told_when_it_runs(job: JobSpec, profile: ClusterProfile) -> None:
+    rows = Path(str(job.data.train))
+    rows.write_text(rows.read_text().splitlines()[0] + "\n")
+    _, events = run(job, profile, StandIn())
+    told = [event["message"] for event in events if event["kind"] == "note"]
+    assert "train.batch_size: 4 rows, but an epoch has about 1: each step is a whole epoch" in told
+    assert "data.validation: 0.1 of 1 samples held out none: nothing is evaluated" in told
+
+
 def test_what_cannot_be_trained_on_leaves_no_run_behind(job: JobSpec, profile: ClusterProfile) -> None:
     rows = Path(str(job.data.train))
     rows.write_text(rows.read_text() + "no json\n" * 10)
