@@ -9,7 +9,7 @@ from jobs import job, planned, profile, write_rows
 
 from shoal.plan.types import Plan
 from shoal.tasks import causal_lm
-from shoal.train.engine import Engine
+from shoal.train.engine import Engine, NotANumber
 from shoal.train.model import build
 from shoal.train.world import World
 
@@ -98,3 +98,19 @@ def test_zero_shared_over_cpu_memory(tmp_path: Path, tiny_model: Path):
     for offload, stage in (("optimizer", 2), ("parameters", 3)):
         made = plan(tmp_path, tiny_model, deepspeed={"stage": stage, "offload": offload})
         assert steps(engine(made, tiny_model), 3, 1e-2) == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_gradient_that_is_no_number_moves_nothing(tmp_path: Path, tiny_model: Path, stage: int, max_grad_norm: float):
+    made = plan(tmp_path, tiny_model, deepspeed={"stage": stage}, optimizer={"max_grad_norm": max_grad_norm})
+    poisoned = engine(made, tiny_model)
+    before = {name: poisoned.read_state(name)["param"].clone() for name in poisoned.names()}
+    norm = poisoned.model.model.norm.weight
+    norm.register_hook(lambda gradient: gradient * float("nan"))
+    poisoned.train()
+    loss = poisoned.accumulate(causal_lm.collate(ROWS, CPU), TARGETS)
+    assert loss.isfinite()
+    with pytest.raises(NotANumber):
+        poisoned.step(1e-2)
+    assert all(torch.equal(poisoned.read_state(name)["param"], old) for name, old in before.items())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from documents import documents, plain_loss
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig, Gemma2Config, LlamaConfig, MistralConfig
 
 from shoal.tasks import attention, causal_lm
 
@@ -77,3 +77,24 @@ def test_a_two_dimensional_mask_would_leak(tiny_model: Path):
         use_cache=False,
     ).logits[0]
     assert (leaking.float() - causal_lm.logits(model, batch)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (LlamaConfig(), attention.PER_DOCUMENT),
+        (MistralConfig(sliding_window=4096), "sdpa"),
+        (Gemma2Config(), "eager"),
+        (FalconConfig(), "sdpa"),
+    ],
+)
+def test_auto_takes_what_the_model_can_do(config, expected: str):
+    assert attention.resolve("auto", config) == expected
+
+
+def test_an_evaluation_takes_no_gradient_of_the_head(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    model, calls, mm = load(tiny_model, "per_document", torch.float32), [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *a, **k: calls.append(1) or mm(*a, **k))
+    with torch.no_grad():
+        causal_lm.loss_sum(model, causal_lm.collate(documents(2, 49152), CPU))
+    assert len(calls) == 1

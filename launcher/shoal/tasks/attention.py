@@ -7,21 +7,32 @@ under one name. No mask is ever built: transformers skips mask creation for atte
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, PretrainedConfig
+
+from shoal.errors import ModelError, Problem
 
 PER_DOCUMENT = "shoal_per_document"
 
 
 def resolve(wanted: str, config: PretrainedConfig) -> str:
-    """The name to hand to transformers. `auto` avoids per-document attention where a model's layers need more than causality."""
-    if wanted == "auto":
-        text = config.get_text_config()
-        special = getattr(text, "attn_logit_softcapping", None) or getattr(text, "sliding_window", None)
-        wanted = "eager" if special else "per_document"
+    """The name to hand to transformers. `auto` takes per-document attention but where a model's layers need more than
+    causality, or its code does not ask for attention by name."""
+    text = config.get_text_config()
+    if wanted == "auto" and getattr(text, "attn_logit_softcapping", None):
+        wanted = "eager"  # sdpa has no soft cap
+    elif wanted == "auto":
+        windows = any(getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        wanted = "per_document" if _asks_by_name(config) and not windows else "sdpa"
     if wanted == "per_document":
         AttentionInterface.register(PER_DOCUMENT, per_document_attention)
         return PER_DOCUMENT
     return wanted
+
+
+def _asks_by_name(config: PretrainedConfig) -> bool:
+    """Whether the model's class takes attention functions from transformers' registry."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return bool(getattr(model_class, "_supports_attention_backend", False))
 
 
 def per_document_attention(
@@ -35,12 +46,21 @@ def per_document_attention(
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     document_lengths: list[int] | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """query (1, heads, tokens, dim), key and value (1, kv_heads, tokens, dim) -> (1, tokens, heads, dim).
 
     Without boundaries (generation, a plain forward) every row is one document: causal, or one new token over a cache.
     """
+    if sliding_window is not None or softcap is not None or s_aux is not None:
+        asked = "a sliding window" if sliding_window else "a soft cap" if softcap else "attention sinks"
+        fix = "set it to auto, sdpa or eager"
+        raise ModelError(
+            Problem("model.attn_implementation", f"per_document cannot do {asked}, which this model has", fix)
+        )
     if document_lengths is None:
         output = scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, scale=scaling, is_causal=query.shape[2] > 1, enable_gqa=True

@@ -73,7 +73,10 @@ def loss_sum(model: Any, batch: Batch, *, gathered: bool = True) -> torch.Tensor
     head = base.get_output_embeddings()
     if gathered and _is_plain_projection(base, head):
         hidden = base.get_decoder()(**_inputs(base, batch), use_cache=False).last_hidden_state
-        return _FusedLoss.apply(hidden[0, batch.keep], head.weight, batch.labels)  # pyright: ignore[reportOptionalMemberAccess]
+        assert head is not None
+        # An evaluation must not take the head's gradient on the way: needs_input_grad does not know of no_grad.
+        weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
+        return _FusedLoss.apply(hidden[0, batch.keep], weight, batch.labels)
     output = base(**_inputs(base, batch), use_cache=False, logits_to_keep=batch.keep)
     return functional.cross_entropy(output.logits[0].float(), batch.labels, reduction="sum")
 

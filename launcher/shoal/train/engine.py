@@ -6,6 +6,7 @@ the accumulation or the number of workers. DeepSpeed's own division by accumulat
 accumulation boundary, so a short last step of an epoch needs nothing special.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,10 @@ from shoal.train.world import World
 MOMENTS = ("exp_avg", "exp_avg_sq")
 State = dict[str, torch.Tensor]
 """`param`, `exp_avg`, `exp_avg_sq` of one parameter: whole, fp32, on the CPU."""
+
+
+class NotANumber(ArithmeticError):
+    """The global gradient of a step is infinite or no number; nothing was moved."""
 
 
 class LossModule(Module):
@@ -66,7 +71,9 @@ class Engine:
         self._zero = layout.stage > 0 or self._engine.bfloat16_enabled()
         self._norm: float | None = None
         if not self._zero:
-            self._engine.clip_fp32_gradients = self._clip  # DeepSpeed's own forgets the norm
+            # DeepSpeed's own clipping forgets the norm, and lets one that is no number through.
+            self._engine.clip_fp32_gradients = lambda: None
+            adam.register_step_pre_hook(self._clip)
         self._make_moments()
 
     def train(self) -> None:
@@ -93,11 +100,16 @@ class Engine:
             return self._engine(causal_lm.collate([document], self.device), logits=True).cpu().numpy()
 
     def step(self, learning_rate: float) -> float | None:
-        """Clips, updates, clears. Returns the norm of the global gradient before clipping; None where nothing clips."""
+        """Clips, updates, clears. Returns the norm of the global gradient before clipping; None where ZeRO takes none.
+
+        Raises NotANumber, with the weights as they were, when the gradient is not finite.
+        """
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if self._zero else self._norm
+        if norm is not None and not math.isfinite(float(norm)):
+            raise NotANumber(float(norm))  # ZeRO skips such an update by itself
         return None if norm is None else float(norm)
 
     def names(self) -> list[str]:
@@ -140,8 +152,12 @@ class Engine:
         for state in self._adam.state.values():
             state["step"] = torch.tensor(float(step))
 
-    def _clip(self) -> None:
-        self._norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._engine.gradient_clipping()))
+    def _clip(self, *_: object) -> None:
+        """Before AdamW moves anything: a gradient that is no number goes no further."""
+        limit = self._engine.gradient_clipping() or float("inf")
+        self._norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit))
+        if not math.isfinite(self._norm):
+            raise NotANumber(self._norm)
 
     def _make_moments(self) -> None:
         """AdamW would make its state at the first step, when a resume is too late, and DeepSpeed would link only the

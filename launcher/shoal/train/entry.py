@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from shoal import models
 from shoal.data.order import Order
 from shoal.data.prepared import Prepared
 from shoal.data.reader import Reader
 from shoal.data.template import Encoded
-from shoal.errors import ShoalError
+from shoal.errors import Problem, ShoalError, TrainingError
 from shoal.infer.generate import answers
 from shoal.plan.types import Plan
 from shoal.runs import RunFolder
@@ -32,6 +33,7 @@ from shoal.train.model import build, load_base
 from shoal.train.voice import Voice
 from shoal.train.world import Directive, Report, Result, World
 
+OUT_OF_MEMORY = "lower train.micro_batch_size, set train.gradient_checkpointing, or raise deepspeed.stage"
 PROBE_ROWS = 3
 PROBE_TOKENS = 64
 START = Progress(step=0, epoch=0, batch=0, tokens=0, seconds=0.0)
@@ -50,6 +52,10 @@ def run(plan: Plan, world: World, report: Report) -> Result:
     voice = Voice(report, Journal(plan, folder, storage) if world.is_main else None)
     try:
         return Worker(plan, world, storage, folder, voice).run()
+    except torch.OutOfMemoryError as error:
+        answer = TrainingError(Problem("memory", str(error).split("\n")[0], OUT_OF_MEMORY))
+        voice.tell({"kind": "error", "message": str(answer)})
+        raise answer from None
     except ShoalError as error:
         voice.tell({"kind": "error", "message": str(error)})
         raise
@@ -152,7 +158,10 @@ class Worker:
         best = progress.best
         if self.plan.trajectory.load_best_model_at_end and best and best.step != step:
             manifest = from_main(self.world, lambda: checkpoint.at(self.storage, self.folder, best.step))
-            if manifest is not None:
+            if manifest is None:
+                message = f"the best checkpoint (step {best.step}) is gone: step {step} is exported instead"
+                self.voice.tell({"kind": "note", "message": message})
+            else:
                 step, loop.validation_loss = best.step, best.loss
                 checkpoint.load(engine, manifest, self.plan, self.folder, self.storage, self.world)
         if loop.validation_loss is None and len(loop.prepared.validation_lengths):

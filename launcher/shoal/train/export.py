@@ -6,6 +6,7 @@ then uploaded, `export.json` last. What fails the gate is uploaded as NAME-faile
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -163,18 +164,35 @@ def _save_model(plan: Plan, model: Any, tensors: "dict[str, Tensor]", base_folde
 
 
 def _same_tensors(model: Any, base_folder: Path, target: Path) -> None:
-    """ExportError unless names, shapes and count are the base's; a tied tensor is stored once, whatever the base does."""
-    base, ours = _shapes(base_folder), _shapes(target)
-    tied = set(model.all_tied_weights_keys or {}) if model.config.tie_word_embeddings else set()
-    # Old checkpoints carry buffers that today's models compute.
-    missing = {name for name in base.keys() - ours.keys() if name not in tied and not name.endswith("inv_freq")}
-    wrong = {name for name in ours if base and ours[name] != base.get(name) and name not in tied}
-    problems = [Problem("export", f"{name} is missing") for name in sorted(missing)[:5]]
-    problems += [
-        Problem("export", f"{name} has shape {ours[name]}, the base {base.get(name)}") for name in sorted(wrong)[:5]
+    """ExportError unless the stored tensors are the live model's, each once.
+
+    The library renames and splits some on their way to a file (experts, heads); of these the base's files may know the
+    shape. They are no measure otherwise: they may leave a prefix out, or hold tensors that the library ignores.
+    """
+    live, base, ours = _live_shapes(model), _shapes(base_folder), _shapes(target)
+    ties = model.all_tied_weights_keys or {}
+    tied = {*ties, *ties.values()} if model.config.tie_word_embeddings else set()
+    problems = [
+        Problem("export", f"{name} has shape {shape}, the model {live.get(name) or base.get(name)}")
+        for name, shape in sorted(ours.items())
+        if (name in live or name in base) and shape not in (live.get(name), base.get(name))
     ]
+    # Renamed, split or fused, the numbers of a model stay as many.
+    stored, held = (sum(math.prod(shape) for shape in shapes.values()) for shapes in (ours, live))
+    if stored != held and not problems:
+        missing = sorted(live.keys() - ours.keys() - tied) or sorted(live.keys() - ours.keys())
+        problems = [Problem("export", f"{name} is missing") for name in missing]
+        problems = problems or [Problem("export", f"holds {stored:,} numbers, the model {held:,}")]
     if problems:
-        raise ExportError(*problems)
+        raise ExportError(*problems[:5])
+
+
+def _live_shapes(model: Any) -> dict[str, list[int]]:
+    """{name: whole shape} of what a model holds: a tied parameter once, buffers that are saved besides."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    # Under ZeRO-3 a parameter's own shape is that of what is left of it on this rank.
+    shapes = {name: list(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in model.named_parameters()}
+    return shapes | {name: list(t.shape) for name, t in model.state_dict().items() if name not in parameters}
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:

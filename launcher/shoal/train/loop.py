@@ -20,7 +20,7 @@ from shoal.errors import Problem, TrainingError
 from shoal.plan.types import Plan
 from shoal.tasks import causal_lm
 from shoal.train import schedule
-from shoal.train.engine import Engine
+from shoal.train.engine import Engine, NotANumber
 from shoal.train.manifest import Best, Progress
 from shoal.train.world import Directive, Event, World
 
@@ -31,7 +31,7 @@ class Voice(Protocol):
     wish: Directive
     """What this rank was last asked to do."""
 
-    def tell(self, event: Event) -> None: ...
+    def tell(self, event: Event, *, record: bool = True) -> None: ...
 
 
 class Save(Protocol):
@@ -96,9 +96,12 @@ class Loop:
                 total += self.engine.accumulate(causal_lm.collate(micro.documents, self.engine.device), batch.targets)
         loss, cpu_seconds, wish = self._agree(float(total))
         if not math.isfinite(loss):
-            raise TrainingError(self._not_a_number(batch.step, loss))
+            raise TrainingError(self._not_a_number(batch.step, "loss", loss))
         if batch.targets:
-            norm = self.engine.step(learning_rate)
+            try:
+                norm = self.engine.step(learning_rate)
+            except NotANumber as error:
+                raise TrainingError(self._not_a_number(batch.step, "gradient", error.args[0])) from None
             self.train_loss = loss / batch.targets
         else:
             norm = None
@@ -114,23 +117,23 @@ class Loop:
                 "seconds": self.progress.seconds + seconds,
             }
         )
-        if batch.step % self.plan.logging_steps == 0 or batch.step == self.steps:
-            self.voice.tell(
-                {
-                    "kind": "step",
-                    "step": batch.step,
-                    "steps": self.steps,
-                    "epoch": batch.epoch,
-                    "loss": self.train_loss if batch.targets else None,
-                    "learning_rate": learning_rate,
-                    "grad_norm": norm,
-                    "tokens": batch.tokens,
-                    "targets": batch.targets,
-                    "seconds": seconds,
-                    "cpu_seconds": cpu_seconds,
-                    "tokens_per_s": batch.tokens / seconds,
-                }
-            )
+        self.voice.tell(
+            {
+                "kind": "step",
+                "step": batch.step,
+                "steps": self.steps,
+                "epoch": batch.epoch,
+                "loss": self.train_loss if batch.targets else None,
+                "learning_rate": learning_rate,
+                "grad_norm": norm,
+                "tokens": batch.tokens,
+                "targets": batch.targets,
+                "seconds": seconds,
+                "cpu_seconds": cpu_seconds,
+                "tokens_per_s": batch.tokens / seconds,
+            },
+            record=batch.step % self.plan.logging_steps == 0 or batch.step == self.steps,
+        )
         return wish
 
     def _agree(self, loss_sum: float) -> tuple[float, float, Directive]:
@@ -147,12 +150,12 @@ class Loop:
         agreed = Directive.STOP if stop else Directive.SAVE if save else Directive.CONTINUE
         return loss, cpu_seconds, agreed
 
-    def _not_a_number(self, step: int, loss: float) -> Problem:
+    def _not_a_number(self, step: int, what: str, value: float) -> Problem:
         samples = np.concatenate(self.order.batch(self.order.locate(step)))
         shown = ", ".join(self.prepared.sample_id(int(sample)) for sample in samples[:8])
         return Problem(
             f"step {step}",
-            f"the loss of the global batch is {loss}; the weights were not touched",
+            f"the {what} of the global batch is {value}; the weights were not touched",
             f"lower optimizer.learning_rate, or look at its {len(samples)} samples: {shown} ...",
         )
 
@@ -184,7 +187,7 @@ class Loop:
         if self.progress.step == 0:
             self.progress = self.progress.model_copy(update={"base_loss": loss})
             return False
-        better = best is None or loss < best.loss
+        better = math.isfinite(loss) and (best is None or loss < best.loss)
         self.progress = self.progress.model_copy(
             update={
                 "best": Best(step=self.progress.step, loss=loss) if better else best,
@@ -230,4 +233,4 @@ class Clock:
 
 def _mixed(seed: int, step: int, rank: int) -> int:
     """Dropout's seed: a function of the step, so that a resume draws what the uninterrupted run would have drawn."""
-    return (seed * 1_000_003 + step) * 1_000_003 + rank
+    return ((seed * 1_000_003 + step) * 1_000_003 + rank) % 2**63

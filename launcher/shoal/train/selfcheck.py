@@ -59,7 +59,7 @@ CAUSES = {
     "accumulated_gradient": "two micro-batches do not give the gradient of the two together",
 }
 FIXES = {
-    "packed_logits": "set model.attn_implementation to sdpa or eager, or data.packing to false",
+    "packed_logits": "set model.attn_implementation to sdpa or eager",
     "accumulated_gradient": "this model's loss depends on what else is in the micro-batch; it cannot be trained exactly",
 }
 
@@ -84,10 +84,13 @@ def _gradients(
 ) -> dict[str, float]:
     """Gradient of all documents in one micro-batch against the sum over single ones."""
     _backward(model, [documents], device)
-    together = {name: p.grad.detach().clone() for name, p in trainable.items() if p.grad is not None}
+    # On the CPU: beside the weights and one gradient a device need not hold another.
+    together = {name: p.grad.detach().cpu().clone() for name, p in trainable.items() if p.grad is not None}
     _clear(trainable.values())
     _backward(model, [[document] for document in documents], device)
-    difference = sum(float((together[n] - p.grad).float().pow(2).sum()) for n, p in _with_gradient(trainable, together))
+    difference = sum(
+        float((together[n] - p.grad.cpu()).float().pow(2).sum()) for n, p in _with_gradient(trainable, together)
+    )
     size = sum(float(gradient.float().pow(2).sum()) for gradient in together.values())
     return {"accumulated_gradient": (difference / size) ** 0.5 if size else 0.0, "gradient_norm": size**0.5}
 

@@ -11,10 +11,12 @@ class Voice:
         self.wish = Directive.CONTINUE
         self._report, self._journal = report, journal
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: Event, *, record: bool = True) -> None:
+        """Every step is told, so that an answer is heard at once; `record` says whether it is also written down."""
         if self._journal is None:
             return
-        self._journal.record(event)
+        if record:
+            self._journal.record(event)
         answer = self._report(event)
         self.wish = Directive(max(self.wish.value, answer.value))
 
