@@ -21,6 +21,8 @@ from shoal.storage import join
 
 HEARTBEAT_S = 4.0
 STALE_AFTER_S = 20.0
+START = 22 - 3
+"""Where the time of start stands among the fields of /proc/PID/stat (counted from 1), the first two of them left out."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,13 @@ class Holder:
     token: str
     beat: float
     """Seconds since the epoch."""
+    started: int | None = None
+    """When the process began, in clock ticks since boot: a pid is given out again. None where the system does not say."""
 
-    def alive(self, now: float, machine: str, pids: Callable[[int], bool]) -> bool:
+    def alive(self, now: float, machine: str, runs: Callable[[int, int | None], bool]) -> bool:
         """Whether the holder still works, as far as one can know: its process on this machine, its heartbeat elsewhere."""
         if self.machine == machine:
-            return pids(self.pid)
+            return runs(self.pid, self.started)
         return now - self.beat < STALE_AFTER_S
 
 
@@ -58,7 +62,8 @@ def held(folder: RunFolder, on_lost: Callable[[], None]) -> Iterator[None]:
         over.set()
         thread.join()
         with contextlib.suppress(StorageError):  # what happened inside the block matters more
-            folder.storage.delete(lease.url)
+            if lease.is_own():
+                folder.storage.delete(lease.url)
 
 
 def is_held(folder: RunFolder) -> bool:
@@ -78,6 +83,15 @@ class _Lease:
     def url(self) -> str:
         return _url(self.folder, self.number)
 
+    def is_lost(self) -> bool:
+        """Whether somebody took the run since: perhaps he is done already, and his lease gone like this one."""
+        return max(_numbers(self.folder), default=0) != self.number or not self.is_own()
+
+    def is_own(self) -> bool:
+        """Whether what stands under the number is this lease, not one by somebody who counted from 1 again."""
+        holder = _holder(self.folder, self.number)
+        return holder is not None and holder.token == self.holder.token
+
     def write(self, *, if_absent: bool) -> None:
         body = asdict(self.holder) | {"beat": time.time()}
         self.folder.storage.write(self.url, json.dumps(body).encode(), if_absent=if_absent)
@@ -90,6 +104,7 @@ def _take(folder: RunFolder) -> _Lease:
         pid=os.getpid(),
         token=secrets.token_hex(8),
         beat=0.0,
+        started=_started(os.getpid()),
     )
     numbers = _numbers(folder)
     holder = _holder(folder, numbers[-1]) if numbers else None
@@ -109,7 +124,7 @@ def _take(folder: RunFolder) -> _Lease:
 def _beat(lease: _Lease, over: threading.Event, on_lost: Callable[[], None]) -> None:
     while not over.wait(HEARTBEAT_S):
         try:
-            if max(_numbers(lease.folder), default=0) > lease.number:
+            if lease.is_lost():
                 on_lost()
                 return
             lease.write(if_absent=False)
@@ -141,16 +156,31 @@ def _machine() -> str:
     return f"{boot.read_text().strip()} {namespace.readlink()}"
 
 
-def _running(pid: int) -> bool:
-    """Whether the process is there; a dead one that its parent has not yet asked about is not."""
+def _running(pid: int, started: int | None) -> bool:
+    """Whether that process is there; a dead one that its parent has not yet asked about is not."""
     try:
         os.kill(pid, 0)
-        stat = Path(f"/proc/{pid}/stat")
-        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
+    except ProcessLookupError:
         return False
     except PermissionError:
+        pass  # somebody else's process, perhaps one that was given the pid later
+    stat = _stat(pid)
+    if stat is None:
         return True
+    return stat[0] not in "ZX" and started in (None, int(stat[START]))
+
+
+def _started(pid: int) -> int | None:
+    stat = _stat(pid)
+    return int(stat[START]) if stat else None
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What /proc says of a process, from its state on; None where there is no /proc, or no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
 
 
 def _busy(folder: RunFolder, holder: Holder | None) -> Problem:

@@ -55,14 +55,14 @@ def test_a_killed_driver_of_this_machine_holds_nothing(folder: RunFolder) -> Non
 
 def test_another_machine_holds_a_run_while_its_heart_beats() -> None:
     holder = Holder(host="there", machine="other", pid=1, token="t", beat=1000.0)
-    assert holder.alive(1000.0 + lease.STALE_AFTER_S - 1, "mine", lambda pid: False)
-    assert not holder.alive(1000.0 + lease.STALE_AFTER_S, "mine", lambda pid: True)
+    assert holder.alive(1000.0 + lease.STALE_AFTER_S - 1, "mine", lambda pid, started: False)
+    assert not holder.alive(1000.0 + lease.STALE_AFTER_S, "mine", lambda pid, started: True)
 
 
 def test_this_machines_holder_is_alive_as_long_as_its_process() -> None:
     holder = Holder(host="here", machine="mine", pid=5, token="t", beat=0.0)
-    assert holder.alive(1e9, "mine", lambda pid: pid == 5)
-    assert not holder.alive(0.0, "mine", lambda pid: False)
+    assert holder.alive(1e9, "mine", lambda pid, started: pid == 5)
+    assert not holder.alive(0.0, "mine", lambda pid, started: False)
 
 
 def test_of_many_drivers_one_wins(folder: RunFolder) -> None:
@@ -96,3 +96,37 @@ def test_a_holder_that_slept_past_its_time_finds_out(folder: RunFolder, monkeypa
         leave(folder, 2, machine="other")
         assert lost.wait(10)
     assert is_held(folder), "the newer holder's lease stays"
+
+
+def test_a_holder_that_slept_through_its_successors_whole_run_finds_out(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.2)
+    lost = threading.Event()
+    with held(folder, lost.set):
+        for _ in range(100):  # a heartbeat under way may write it once more
+            folder.storage.delete(join(folder.url, "lease/"))
+            if lost.wait(0.1):
+                break
+        assert lost.is_set()
+        leave(folder, 1, token="other")
+    assert folder.storage.list(join(folder.url, "lease/")), "another's lease under the same number stays"
+
+
+def test_a_lease_under_the_same_number_is_not_ones_own(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third driver counts from 1 again when the second one's lease is gone."""
+    mine = lease._take(folder)
+    assert not mine.is_lost()
+    leave(folder, 1, token="other")
+    assert mine.is_lost()
+
+
+def test_a_pid_that_was_given_out_again_holds_nothing(folder: RunFolder) -> None:
+    now = lease._started(os.getpid())
+    assert now is not None
+    leave(folder, 1, pid=os.getpid(), started=now)
+    assert is_held(folder)
+    leave(folder, 1, pid=os.getpid(), started=now - 1)
+    assert not is_held(folder)
+    leave(folder, 1, pid=1, started=now)
+    assert not is_held(folder), "the first process is somebody else's, and began earlier"
