@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
-from shoal.models import load_tokenizer
+from safetensors.torch import load_file, save_file
 from stand_in import StandIn, make_plan
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from shoal.errors import ExportError, ModelError, SpecError
 from shoal.infer import generate
 from shoal.infer.load import fetch_export, load
+from shoal.models import load_tokenizer
 from shoal.plan.types import Plan
 from shoal.runs import RunFolder
 from shoal.spec.cluster import S3Spec
@@ -226,6 +234,37 @@ def test_a_wrong_export_is_refused_and_set_apart(
     assert (apart / "adapter_model.safetensors").exists() and not (apart / "export.json").exists()
     with pytest.raises(SpecError, match="it has no adapter yet"):
         load(place.folder, place.storage)
+
+
+@pytest.mark.parametrize("layout", ["gpt2", "gpt-neox"])
+def test_a_base_whose_files_name_tensors_otherwise(tmp_path: Path, tokenizer_folder: Path, layout: str):
+    """gpt2's own files leave the prefix out and hold masks, pythia's hold masks and angles: all loads, all is exported."""
+    tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder))
+    base = tmp_path / "base"
+    if layout == "gpt2":
+        small = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128)
+    else:
+        small = GPTNeoXConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=128, tie_word_embeddings=False,
+        )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(small).save_pretrained(str(base))
+    tokenizer.save_pretrained(str(base))
+    stored = {name.removeprefix("transformer."): t for name, t in load_file(base / "model.safetensors").items()}
+    for number in range(2):
+        block = f"h.{number}.attn" if layout == "gpt2" else f"gpt_neox.layers.{number}.attention"
+        stored[f"{block}.bias"] = torch.ones(1, 1, 128, 128)
+        stored[f"{block}.masked_bias"] = torch.tensor(-1e4)
+        if layout == "gpt-neox":
+            stored[f"{block}.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(stored, base / "model.safetensors", {"format": "pt"})
+
+    place = Place(tmp_path, base, "full")
+    figures = place.export()
+    assert figures["passed"] and figures["max_relative_difference"] < 1e-5
+    ours = load_file(place.reloaded("model") / "model.safetensors")
+    assert sum(t.numel() for t in ours.values()) == sum(p.numel() for p in place.engine.model.parameters())
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "shape"])
