@@ -24,7 +24,8 @@ def make(tmp_path, tokenizer_folder):
         objects = []
         for name, content in sources.items():
             (tmp_path / name).write_bytes(content)
-            objects.append({"url": str(tmp_path / name), "size": len(content), "etag": "e"})
+            found = Storage().info(str(tmp_path / name))
+            objects.append({"url": found.url, "size": found.size, "etag": found.etag})
         held_out = data.pop("held_out", ())
         digest = data.pop("digest", "d1")
         vocab_size = data.pop("vocab_size", 49152)
@@ -238,3 +239,22 @@ def test_steps_are_counted_exactly(make):
     assert counted.steps_per_epoch == -(-found.packed_rows // 4)
     assert counted.steps == 2 * counted.steps_per_epoch
     assert counted.tokens == 2 * found.tokens
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_an_object_that_was_replaced_is_not_taken_for_the_planned_one(make, monkeypatch, when):
+    plan = make({"a.jsonl": jsonl(*numbered(1, 2, 3))})
+    path = Path(plan.trajectory.data.train[0].url)
+    read = prepare_module.rows
+
+    def replaced(*arguments):
+        yield from read(*arguments)
+        path.write_bytes(jsonl(*numbered(1, 2, 3, 4)))
+
+    if when == "before":
+        path.write_bytes(jsonl(*numbered(1, 2, 3, 4)))
+    else:
+        monkeypatch.setattr(prepare_module, "rows", replaced)
+    with pytest.raises(DataError, match=f"{path}: was replaced since the plan was made; run the job again"):
+        prepare(plan, Storage())
+    assert summary(Storage(), plan.storage.prepared) is None

@@ -120,8 +120,12 @@ def refusals(found: PreparedSummary, data: DataPlan, url: str) -> list[Problem]:
 
 
 def prepare_object(task: Task, progress: Callable[[int], None] | None = None) -> UnitSummary:
-    """Prepares one unit and uploads its files; the same task always writes the same bytes."""
+    """Prepares one unit and uploads its files; the same task always writes the same bytes.
+
+    Raises DataError when the object is no longer the one that the plan was made for.
+    """
     storage, data = Storage(task.s3), task.data
+    _same_object(storage, task.source)
     tokenizer = _tokenizer(task.model.model_dump_json(), task.cache, task.s3.model_dump_json())
     encoder = Encoder(tokenizer, data.sequence_length, data.overlength)
     counts, examples, read = Counter[str](), [], 0
@@ -144,6 +148,7 @@ def prepare_object(task: Task, progress: Callable[[int], None] | None = None) ->
                 if progress is not None:
                     progress(len(batch))
             apart.close()
+            _same_object(storage, task.source)  # it may have been replaced while it was read
             if counts:
                 storage.upload(Path(folder) / REJECTED, join(task.url, rejected_name(task.unit)))
             input_ids, loss_mask, index = writer.upload(storage, task.url)
@@ -159,6 +164,13 @@ def prepare_object(task: Task, progress: Callable[[int], None] | None = None) ->
         loss_mask=loss_mask,
         index=index,
     )
+
+
+def _same_object(storage: Storage, source: SourceObject) -> None:
+    """The digest under which the rows are kept stands for what the plan saw, and for nothing that came later."""
+    found = storage.info(source.url)
+    if (found.size, found.etag) != (source.size, source.etag):
+        raise DataError(Problem(source.url, "was replaced since the plan was made", "run the job again"))
 
 
 def _encode(
