@@ -282,6 +282,21 @@ def test_unknown_raw_options_are_refused_with_the_nearest_name() -> None:
     assert "did you mean overlap_comm?" in found["deepspeed.config.zero_optimization.overlap_com"]
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_overlapping_is_refused_where_deepspeed_cannot(stage: int) -> None:
+    """DeepSpeed 0.19 asserts that gradients are partitioned."""
+    one = job(method="lora", deepspeed={"stage": stage, "config": {"zero_optimization": {"overlap_comm": True}}})
+    if stage < 2:
+        assert list(refusals(one)) == ["deepspeed.config.zero_optimization.overlap_comm"]
+    else:
+        assert made(one).layout.deepspeed["zero_optimization"]["overlap_comm"] is True
+
+
+def test_what_divides_gradients_is_no_jobs_own() -> None:
+    found = refusals(job(deepspeed={"config": {"gradient_predivide_factor": 2.0}}))
+    assert list(found) == ["deepspeed.config.gradient_predivide_factor"]
+
+
 def test_the_names_we_know_are_deepspeeds_own() -> None:
     spec = importlib.util.find_spec("deepspeed")
     assert spec and spec.submodule_search_locations

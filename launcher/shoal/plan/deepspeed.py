@@ -57,7 +57,6 @@ FREE = frozenset(
     {
         "communication_data_type",
         "prescale_gradients",
-        "gradient_predivide_factor",
         "disable_allgather",
         "disable_python_gc",
         "dump_state",
@@ -167,6 +166,9 @@ def problems(chosen: Config, raw: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _unknown(zero, "zero_optimization.", ZERO_FREE)
     else:
         yield Problem(f"{WHERE}.zero_optimization", f"{zero!r} is no section", "write its options under it")
+    if isinstance(zero, Mapping) and zero.get("overlap_comm") is True and chosen["zero_optimization"]["stage"] < 2:
+        what = f"true needs stage 2 or 3, deepspeed.stage is {chosen['zero_optimization']['stage']}"
+        yield Problem(f"{WHERE}.zero_optimization.overlap_comm", what, "leave it out: the plan overlaps where it can")
     for path, value in _leaves(raw, ""):
         decided = next((key for key in DECIDED if path == key or path.startswith(f"{key}.")), None)
         if decided is None or value == "auto":
