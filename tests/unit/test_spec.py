@@ -328,6 +328,12 @@ def test_a_missing_profile_names_the_nearest():
         (f"hub_token: {LONG_SECRET}", LONG_SECRET),
         (f"deepspeed: {{config: {{aio: {{api_key: {LONG_SECRET}}}}}}}", LONG_SECRET),
         (f"method: s3://user:{LONG_SECRET}@bucket/x", LONG_SECRET.partition("/")[0]),
+        ("deepspeed: {config: {wandb: {api_key: hunter2}}}", "hunter2"),
+        ("deepspeed: {config: {comet: {api-key: 987654}}}", "987654"),
+        ("deepspeed: {config: {tensorboard: {password: 'two words'}}}", "two words"),
+        ("deepspeed: {config: {wandb: {team: https://someone@host/x}}}", "someone"),
+        ("export: 'https://host/x?token=wxyz'", "wxyz"),
+        ("method: https://host/x?a=b&api_key=abcd", "abcd"),
         ("export: https://x/y?X-Amz-Signature=0123456789abcdef", "0123456789abcdef"),
     ],
 )
@@ -341,6 +347,11 @@ def test_a_short_token_is_not_shown_either():
     message = only(LEAST.replace("some/model", "some/model, token: hunter2"))
     assert "hunter2" not in message
     assert "env:NAME" in message
+
+
+def test_a_special_token_is_no_credential():
+    problems = said(LEAST + "pad_token: <|endoftext|>")
+    assert not any("credential" in problem.what for problem in problems)
 
 
 def test_a_profile_names_keys_and_does_not_hold_them(tmp_path: Path):

@@ -15,11 +15,21 @@ SHAPES = {
     ),
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
     "a location with a password in it": re.compile(r"://[^/\s:@]*:(?!\d+/)[^\s@]+@"),
+    "a location with a name to log in with": re.compile(r"^[\w+.-]+://[^/\s@?#]+@\S*$"),
+    "a location with a key in it": re.compile(
+        r"^\S*[?&][\w.-]*(token|key|key_?id|secret|passw(or)?d|credentials?)=[^\s&]\S*$", re.IGNORECASE
+    ),
     "a signed location": re.compile(r"[?&](X-Amz-Signature|X-Amz-Credential|Signature|sig)=", re.IGNORECASE),
 }
 SECRET_NAME = re.compile(
     r"(^|_)(token|secret|password|passwd|(access|api|secret|private)_?key(_id)?|credentials?)($|_)", re.I
 )
+WHOLLY_SECRET = re.compile(
+    r"(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!cls_)(?<!sep_)(?<!mask_)"
+    r"(^|(?<=_))(token|secret|password|passwd|(access|api|secret|private)_?key(_id)?|credentials?)$",
+    re.IGNORECASE,
+)
+"""Names of fields that hold nothing but a credential, however short; a tokenizer's special tokens are none."""
 LITERAL = re.compile(r"^[\w+/=.~-]{16,}$")
 REFERENCE = re.compile(r"^(env:|file:)")
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -34,7 +44,9 @@ FIXES = {
 def problems(document: Document, kind: str) -> Iterator[Problem]:
     """A problem for each value that is a credential; its text does not hold the value."""
     for path, value in leaves(document.value):
-        if isinstance(value, str) and (what := named(path, value)):
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            continue
+        if what := named(path, str(value)):
             yield Problem(document.where(path), f"{what} (not shown here)", FIXES[kind])
 
 
@@ -51,9 +63,11 @@ def named(path: Path, value: str) -> str | None:
             if mixed or not VARIABLE.match(value)
             else None
         )
-    if SECRET_NAME.search(key) and LITERAL.match(value) and not REFERENCE.match(value):
-        return "a credential in plain text"
-    return None
+    if REFERENCE.match(value):
+        return None
+    name = key.replace("-", "_")
+    literal = (SECRET_NAME.search(name) and LITERAL.match(value)) or (WHOLLY_SECRET.search(name) and value.strip())
+    return "a credential in plain text" if literal else None
 
 
 def is_secret_field(path: Path) -> bool:
