@@ -323,6 +323,39 @@ def test_the_card_of_a_hub_model_names_its_revision(tmp_path: Path):
     assert "base_model: org/name" in card and "base_model_relation: adapter" in card
 
 
+@pytest.mark.parametrize(
+    ("base", "kind", "gguf", "loading"),
+    [
+        ("s3://models/tiny/", "object", False, '("FOLDER_OF_THE_BASE")'),
+        ("s3://models/tiny.gguf", "object", True, '("FOLDER_OF_THE_BASE", gguf_file="tiny.gguf")'),
+        ("/home/me/tiny", "folder", False, '("FOLDER_OF_THE_BASE")'),
+        ("org/name", "hub", False, '("org/name")'),
+    ],
+)
+def test_a_card_loads_a_base_from_where_transformers_can(
+    tmp_path: Path, base: str, kind: str, gguf: bool, loading: str
+):
+    plan = make_plan(tmp_path, base)
+    model = plan.trajectory.model.model_copy(update={"kind": kind, "gguf": gguf})
+    plan = plan.model_copy(update={"trajectory": plan.trajectory.model_copy(update={"model": model})})
+    card = model_card(plan, "adapter", {"passed": True}, {})
+    assert f"base = AutoModelForCausalLM.from_pretrained{loading}" in card
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_no_file_of_an_export_tells_where_the_base_was_cached(tmp_path: Path, tokenizer_folder: Path, method: str):
+    place = Place(tmp_path, make_base(tmp_path / "cache" / "models" / "d", tokenizer_folder), method, method == "lora")
+    model = place.plan.trajectory.model.model_copy(update={"base": "s3://models/tiny", "kind": "object"})
+    place.plan = place.plan.model_copy(update={"trajectory": place.plan.trajectory.model_copy(update={"model": model})})
+    place.export()
+    files = [path for path in Path(place.folder.exports).rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert [path.name for path in files if str(tmp_path).encode() in path.read_bytes()] == []
+    if method == "lora":
+        config = json.loads((place.reloaded("adapter") / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "s3://models/tiny"
+
+
 def test_generating(tmp_path: Path, tokenizer_folder: Path):
     place = Place(tmp_path, make_base(tmp_path / "base", tokenizer_folder), "lora")
     model, tokenizer = place.engine.model, load_tokenizer(place.base)

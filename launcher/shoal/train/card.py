@@ -9,6 +9,8 @@ import yaml
 from shoal.plan.types import Plan
 
 SHOWN_OBJECTS = 5
+BASE_FOLDER = "FOLDER_OF_THE_BASE"
+"""Where the reader of a card has put a base that is on no hub."""
 
 
 def base_name(plan: Plan) -> str:
@@ -53,13 +55,15 @@ def _loading(plan: Plan, name: str) -> list[str]:
             'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")',
         ]
     model, quantization = plan.trajectory.model, plan.trajectory.quantization
+    # A hub id is all that transformers loads from elsewhere than a folder.
+    hub = model.kind == "hub"
     more = f', revision="{model.revision}"' if model.revision else ""
     names = "AutoModelForCausalLM, AutoTokenizer"
     if model.gguf:
         folder, _, file = base_name(plan).rpartition("/")
-        where = f'"{folder or "FOLDER_OF_THE_BASE"}", gguf_file="{file}"'
+        where = f'"{folder if hub else BASE_FOLDER}", gguf_file="{file}"'
     else:
-        where = f'"{base_name(plan)}"'
+        where = f'"{base_name(plan) if hub else BASE_FOLDER}"'
     if quantization is not None:
         names += ", BitsAndBytesConfig"
         more += (
