@@ -1,5 +1,6 @@
 """The journal: nothing lost, and after a resume no step twice."""
 
+import errno
 import json
 import time
 from pathlib import Path
@@ -144,6 +145,40 @@ def test_a_store_that_fails_for_a_while_loses_nothing(
             journal.flush()
     journal.close()
     assert rows(storage, folder.metrics)[0]["step"] == 1
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_append", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_one_line(tmp_path: Path, folder: RunFolder, storage: Storage):
+    journal = Journal(make_plan(tmp_path), folder, storage)
+    with pytest.raises(StorageError, match="journal cannot be written: No space left on device; free space") as caught:
+        journal.record({"kind": "note", "message": "x"})
+    assert len(str(caught.value).splitlines()) == 1
+    journal._dirty.add(journal._events)
+    with pytest.raises(StorageError, match="No space left"):
+        journal.close()
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_does_not_hide_what_went_wrong_first(tmp_path: Path, folder: RunFolder, storage: Storage):
+    journal = Journal(make_plan(tmp_path), folder, storage)
+    journal._dirty.add(journal._events)
+    with pytest.raises(ZeroDivisionError):
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            journal.record({"kind": "error", "message": "x"})
+            raise
+        finally:
+            journal.close()
 
 
 def test_on_the_object_store(tmp_path: Path, s3: S3Spec):

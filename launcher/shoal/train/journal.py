@@ -9,14 +9,15 @@ import contextlib
 import json
 import math
 import shutil
+import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.errors import StorageError
+from shoal.errors import Problem, StorageError
 from shoal.plan.types import Plan
 from shoal.runs import RunFolder
 from shoal.storage import Storage
@@ -54,10 +55,12 @@ class Journal:
         self._board = self._scratch / "tensorboard"
         self._urls = {self._metrics: folder.metrics, self._events: folder.events}
         shutil.rmtree(self._scratch, ignore_errors=True)
-        self._board.mkdir(parents=True)
+        with self._on_disk():
+            self._board.mkdir(parents=True)
         self._earlier = {path: self._stored(url) for path, url in self._urls.items()}
         self.attempt = 1 + max((row.get("attempt", 0) for rows in self._earlier.values() for row in rows), default=0)
-        self._events.write_text("".join(_line(row) for row in self._earlier[self._events]))
+        with self._on_disk():
+            self._events.write_text("".join(_line(row) for row in self._earlier[self._events]))
         self._known: set[tuple[str, int]] = set()
         self._writer: SummaryWriter | None = None
         self._board_is_ours = False
@@ -69,13 +72,20 @@ class Journal:
 
     def resume(self, step: int) -> None:
         """Keep earlier metrics up to `step`, and drop what lies beyond: the run goes on from there."""
-        with self._rows_lock:
+        with self._rows_lock, self._on_disk():
             self._begin(step)
 
     def record(self, event: Event) -> None:
-        """Write one event with the time and the attempt: step and eval rows as metrics, everything else as events."""
+        """Write one event with the time and the attempt: step and eval rows as metrics, everything else as events.
+
+        Raises StorageError when the local disk takes no more, unless another error is being told or on its way out.
+        """
+        with self._beside(sys.exc_info()[1]):
+            self._record(event)
+
+    def _record(self, event: Event) -> None:
         row = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "attempt": self.attempt, **event}
-        with self._rows_lock:
+        with self._rows_lock, self._on_disk():
             if event["kind"] in METRIC_KINDS:
                 if self._writer is None:
                     self._begin(after_step=0)
@@ -86,27 +96,53 @@ class Journal:
 
     def flush(self) -> None:
         """Upload everything, TensorBoard included; at checkpoints and at the end. Raises StorageError."""
-        self._upload()
-        if self._writer is None:
-            return
-        self._writer.flush()
-        where = self._folder.tensorboard.rstrip("/") + "/"
-        with self._upload_lock:
-            if not self._board_is_ours:
-                self._storage.delete(where)
-                self._board_is_ours = True
-            self._storage.upload(self._board, where)
+        with self._on_disk():
+            self._upload()
+            if self._writer is None:
+                return
+            self._writer.flush()
+            where = self._folder.tensorboard.rstrip("/") + "/"
+            with self._upload_lock:
+                if not self._board_is_ours:
+                    self._storage.delete(where)
+                    self._board_is_ours = True
+                self._storage.upload(self._board, where)
 
     def close(self) -> None:
-        """Flush and stop; the local files go."""
+        """Flush and stop; the local files go. Raises StorageError, unless another error is on its way out already."""
+        leaving = sys.exc_info()[1]
         self._closing.set()
         self._thread.join()
         try:
-            self.flush()
+            with self._beside(leaving), self._on_disk():
+                try:
+                    self.flush()
+                finally:
+                    if self._writer is not None:
+                        self._writer.close()
         finally:
-            if self._writer is not None:
-                self._writer.close()
             shutil.rmtree(self._scratch, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _beside(self, leaving: BaseException | None) -> Iterator[None]:
+        """What went wrong first is what a person must hear of."""
+        try:
+            yield
+        except StorageError:
+            if leaving is None:
+                raise
+
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """A full disk is an answer to a person: one line that says where."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            what = f"the journal cannot be written: {error.strerror or error}"
+            fix = "free space, or set storage.cache"
+            raise StorageError(Problem(str(self._scratch), what, fix)) from None
 
     def _stored(self, url: str) -> list[dict[str, Any]]:
         return _rows(self._storage.read(url)) if self._storage.exists(url) else []
@@ -159,7 +195,7 @@ class Journal:
         while not self._closing.wait(pause):
             started = time.monotonic()
             # After an error the rows stay dirty: the next upload takes them along, and flush says what is wrong.
-            with contextlib.suppress(StorageError):
+            with contextlib.suppress(OSError):
                 self._upload()
             pause = max(UPLOAD_EVERY_S, (time.monotonic() - started) / UPLOAD_SHARE)
 
