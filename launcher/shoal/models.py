@@ -191,6 +191,7 @@ def _gguf_file(model: ModelPlan, storage: Storage, folder: Path) -> Path:
 def _convert(model: ModelPlan, storage: Storage, folder: Path) -> None:
     """A .gguf file as bf16 safetensors with tokenizer and chat template."""
     import torch
+    from huggingface_hub import save_torch_model
     from transformers import AutoModelForCausalLM, GgufConfig
 
     needed, free = BF16_BYTES * model.num_parameters, shutil.disk_usage(folder).free
@@ -207,7 +208,12 @@ def _convert(model: ModelPlan, storage: Storage, folder: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
         )
-    loaded.save_pretrained(str(folder))
+    # The model's own save_pretrained writes nothing in a process that is rank 1 of a group, as a worker may be.
+    loaded.config.architectures = [type(loaded).__name__]
+    loaded.config.save_pretrained(str(folder))
+    if loaded.generation_config is not None:
+        loaded.generation_config.save_pretrained(str(folder))
+    save_torch_model(loaded, str(folder))
     _convert_tokenizer(source, folder)
 
 
