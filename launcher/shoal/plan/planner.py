@@ -226,7 +226,7 @@ def _data_notes(job: JobSpec, facts: Facts, trajectory: Trajectory) -> Iterator[
     if share and facts.data.format != "text" and facts.data.counts is None:
         done = "set apart" if job.data.overlength == "reject" else "cut"
         yield (
-            f"data.sequence_length: about {share:.0%} of the rows are longer than {job.data.sequence_length} tokens and "
+            f"data.sequence_length: about {share:.1%} of the rows are longer than {job.data.sequence_length} tokens and "
             f"will be {done} (estimate)"
         )
     whole = trajectory.steps_per_epoch.value * job.train.num_train_epochs
