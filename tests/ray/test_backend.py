@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from plans import small_plan
 from ray import cloudpickle
@@ -198,3 +199,27 @@ def test_tasks_map_in_order_and_their_answers_come_out(ray_up) -> None:
     assert list(backend._map(doubles, [1, 2, 3])) == [2, 4, 6]
     with pytest.raises(ModelError, match="number: is negative"):
         list(backend._map(doubles, [1, -1]))
+
+
+def waits(plan: Plan, world: World, report: Report) -> Result:
+    if world.is_main:
+        report({"kind": "note", "message": "waiting"})
+    time.sleep(600)
+    return finished()
+
+
+def test_a_ray_that_lost_its_own_processes_is_answered_in_one_line(ray_up, tmp_path: Path) -> None:
+    # The last test here: this Ray is not whole any more.
+    def on_event(event: Event) -> None:
+        if event.get("message") == "waiting":
+            controllers = [
+                one for one in psutil.Process().children(recursive=True) if one.name().startswith("ray::TrainCont")
+            ]
+            assert controllers
+            for controller in controllers:
+                controller.kill()
+
+    backend = RayLocal(PROFILE, waits)
+    backend.start()
+    with pytest.raises(TrainingError, match=r"^ray: .*; `shoal resume` goes on with what was saved; .*logs$"):
+        backend.train(small_plan(tmp_path, workers=2), on_event, threading.Event())

@@ -18,28 +18,29 @@ from shoal.spec.base import Frozen
 
 
 class Command:
-    """`shoal ARGUMENTS...`, running. Progress comes on stderr line by line; stdout is for `--json`."""
+    """`shoal ARGUMENTS...`, running, its lines as a person sees them; with `--json`, stdout is kept apart."""
 
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
-        environment = {**os.environ, "SHOAL_DEBUG": "1"}
-        with (folder / "stdout.txt").open("w") as out:
+        self.out = folder / "stdout.json"
+        apart = "--json" in arguments
+        with self.out.open("w") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "shoal", *arguments],
-                stdout=out,
-                stderr=subprocess.PIPE,
+                stdout=out if apart else subprocess.PIPE,
+                stderr=subprocess.PIPE if apart else subprocess.STDOUT,
                 text=True,
-                env=environment,
+                env={**os.environ, "COLUMNS": "400"},
                 start_new_session=True,  # as a shell would: a Ctrl-C of whoever runs the tests is not this one's
             )
-        self.out = folder / "stdout.txt"
+        self._pipe = self.process.stderr or self.process.stdout
         self.lines: list[str] = []
         self._ended = False
         self._queue: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        assert self.process.stderr
-        for line in self.process.stderr:
+        assert self._pipe
+        for line in self._pipe:
             self._queue.put(line.rstrip("\n"))
         self._queue.put(None)
 

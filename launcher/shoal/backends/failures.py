@@ -1,10 +1,11 @@
 """What a failed worker group means: try again, or hand the answer to the person. Runs in Ray Train's controller."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.train import ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
 
 from shoal.errors import Problem, ShoalError, TrainingError
@@ -14,6 +15,8 @@ OUR_MISTAKES = (TypeError, AttributeError, NameError, LookupError, AssertionErro
 
 WORDS = 3
 """Lines of a dead worker's stderr that are told."""
+WARNING = re.compile(r"\S+:\d+: \w*Warning: .*\n(  .*\n?)?")
+"""What Python's warnings print: the place, the warning, the line of code."""
 
 
 class Failures(UserCallback):
@@ -64,7 +67,7 @@ def describe(failures: Mapping[int, Exception]) -> str:
     return f"worker {rank} failed with {type(error).__name__}" + (f": {lines[-1]}" if lines else "")
 
 
-def unwrap(error: TrainingFailedError, logs: str, pids: Mapping[int, int]) -> Exception:
+def unwrap(error: TrainingFailedError, run_id: str, logs: str, pids: Mapping[int, int]) -> Exception:
     """What the driver raises: the worker's own answer, our own bug as it was, or a TrainingError that says where to look.
 
     `logs`: Ray's log folder. `pids`: the newest group's process of each rank.
@@ -81,22 +84,29 @@ def unwrap(error: TrainingFailedError, logs: str, pids: Mapping[int, int]) -> Ex
         if answer is not None:
             return answer
         what = f"{describe(failures)}, more often than max_failures allows"
-        fix = f"`shoal resume` goes on from the last checkpoint; {where}"
+        fix = f"`shoal resume {run_id}` goes on from the last checkpoint; {where}"
+        guilty = sorted(rank for rank, each in failures.items() if lost(each)) or sorted(failures)
         last = [
             Problem(f"worker {rank}, last words", line)
-            for rank in sorted(failures)
+            for rank in guilty
             for line in last_words(Path(logs), pids.get(rank))
         ]
         return TrainingError(Problem("training", what, fix), *last)
     return TrainingError(Problem("training", _last_line(error), where))
 
 
+def ray_failed(error: RayError, logs: str) -> TrainingError:
+    """Ray's own processes died, of too little memory for example: its first line says so, the rest is for its logs."""
+    what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return TrainingError(Problem("ray", what, f"`shoal resume` goes on with what was saved; Ray's logs are in {logs}"))
+
+
 def last_words(logs: Path, pid: int | None) -> list[str]:
-    """The last lines that a worker's process wrote to stderr, at most WORDS of them."""
+    """The last lines that a worker's process wrote to stderr, at most WORDS of them; warnings are no cause of death."""
     lines = [
         line.strip()
         for path in sorted(logs.glob(f"worker-*-{pid}.err"))
-        for line in path.read_text(errors="replace").splitlines()
+        for line in WARNING.sub("", path.read_text(errors="replace")).splitlines()
         if line.strip() and not line.startswith(":")  # Ray's own marks
     ]
     return lines[-WORDS:]

@@ -78,7 +78,7 @@ class RayLocal:
         try:
             mailbox = _RAY.submit(_mailbox, plan.run_id).result()
             self.fit = _RAY.submit(_fit, plan, mailbox, self.entry, self.profile, scratch)
-            return _follow(self.fit, mailbox, on_event, stop, logs)
+            return _follow(self.fit, mailbox, on_event, stop, plan.run_id, logs)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -103,12 +103,14 @@ class RayLocal:
     def _map(self, function: Callable[[Task], Done], tasks: Iterable[Task]) -> Iterator[Done]:
         """Map over Ray tasks, in order; a task's ShoalError comes out as itself."""
         import ray
-        from ray.exceptions import RayTaskError
+        from ray.exceptions import RayError, RayTaskError
+
+        from shoal.backends.failures import ray_failed
 
         todo = list(tasks)
         if not todo:
             return
-        self._logs()
+        logs = self._logs()
         remote = ray.remote(num_cpus=1)(function)
         references = [remote.remote(task) for task in todo]
         for reference in references:
@@ -116,6 +118,8 @@ class RayLocal:
                 yield ray.get(reference)
             except RayTaskError as error:
                 raise error.cause from None
+            except RayError as error:
+                raise ray_failed(error, logs) from error
 
 
 def _init(profile: ClusterProfile) -> str:
@@ -207,25 +211,32 @@ def _fit(plan: Plan, mailbox: Any, entry: Entry | None, profile: ClusterProfile,
     return result
 
 
-def _follow(fit: "Future[Result]", mailbox: Any, on_event: OnEvent, stop: threading.Event, logs: str) -> Result:
+def _follow(
+    fit: "Future[Result]", mailbox: Any, on_event: OnEvent, stop: threading.Event, run_id: str, logs: str
+) -> Result:
     """Hand events on until the run is over; the main thread stays free for signals.
 
     Raises: what a worker raised, if it was meant for a person; TrainingError for workers that died too often.
     """
     import ray
+    from ray.exceptions import RayError, RayTaskError
     from ray.train import TrainingFailedError
 
-    from shoal.backends.failures import unwrap
+    from shoal.backends.failures import ray_failed, unwrap
 
     over = False
     pids: dict[int, int] = {}
-    while not over:
-        over = bool(wait_for([fit], timeout=DRAIN_INTERVAL_S).done)
-        for event in ray.get(mailbox.drain.remote(stop.is_set())):
-            pids = event.get("pids", pids)
-            on_event(event)
-    ray.kill(mailbox)
     try:
+        while not over:
+            over = bool(wait_for([fit], timeout=DRAIN_INTERVAL_S).done)
+            for event in ray.get(mailbox.drain.remote(stop.is_set())):
+                pids = event.get("pids", pids)
+                on_event(event)
+        ray.kill(mailbox)
         return fit.result()
     except TrainingFailedError as error:
-        raise unwrap(error, logs, pids) from None
+        raise unwrap(error, run_id, logs, pids) from None
+    except RayTaskError:
+        raise  # a bug of ours
+    except RayError as error:
+        raise ray_failed(error, logs) from error

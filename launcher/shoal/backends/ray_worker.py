@@ -16,8 +16,10 @@ def work(config: dict[str, Any]) -> Result:
     """One worker's life, in a process of Ray's: join the others, run the plan."""
     import ray.train
 
+    from shoal.backends.inline import quiet
     from shoal.backends.mailbox import Reporter
 
+    quiet()
     plan = Plan.model_validate_json(config["plan"])
     context = ray.train.get_context()
     world = World(
