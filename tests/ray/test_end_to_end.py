@@ -184,7 +184,8 @@ def exports_are_what_was_trained(run: RunFolder, result: dict[str, Any]) -> None
         how = plan.trajectory.quantization
         config = BitsAndBytesConfig(load_in_4bit=True, **how.model_dump()) if how else None
         start = AutoModelForCausalLM.from_pretrained(base, quantization_config=config)
-        reloaded = PeftModel.from_pretrained(start, export)
+        # Without dropout train() computes what eval() does; but in eval() some CPUs multiply 4-bit weights in bf16.
+        reloaded = PeftModel.from_pretrained(start, export).train()
     close(reloaded, rebuilt.model(base, plan, trained, quantized=plan.trajectory.method == "qlora"))
     far_from(reloaded, AutoModelForCausalLM.from_pretrained(base))
     if plan.trajectory.method == "qlora":

@@ -119,6 +119,10 @@ def load(folder: str, request: dict[str, Any], dtype: torch.dtype, quantization:
         device_map={"": device} if device != "cpu" else None,
         trust_remote_code=request["trust_remote_code"],
     )
+    for module in model.modules():
+        # bitsandbytes' kernel for inference on CPUs with AVX512-BF16 rounds to bf16; what was trained did not.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model.eval()
 
 

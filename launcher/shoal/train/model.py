@@ -28,6 +28,11 @@ def load_base(trajectory: Trajectory, folder: Path, attn_implementation: str, de
         trust_remote_code=trust,
     )
     model.config.use_cache = False
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes repacks a 4-bit layer for inference at the first evaluation, for good: its
+        # scales are rounded to bf16, and no gradient passes through it any more.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 
