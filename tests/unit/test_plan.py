@@ -352,7 +352,7 @@ def test_estimates_by_kind_of_data() -> None:
     assert cut.tokens == 2200
     assert estimate.epoch(replace(long, format="text"), data).tokens == 3700
     assert any(
-        "33% of the rows" in note
+        "33.3% of the rows" in note
         for note in made(job(data={"sequence_length": 100}), facts=Facts(MODEL, None, long)).notes
     )
     assert (
