@@ -24,6 +24,8 @@ from typing import Any
 
 SERVICES = ("s3", "master", "volume", "filer", "admin")
 READY_TIMEOUT_S = 40
+VOLUMES_MARGIN_S = 20
+"""A volume that does not come up this long before the deadline is left out: the others are served."""
 STOP_TIMEOUT_S = 20
 LINGER_S = 3
 """Stays this long without a lease: the next command of a script often follows within a second or two."""
@@ -85,7 +87,7 @@ def _supervise(weed: str, folder: Path, bucket: str, held: Any) -> int:
                 restarts += 1
                 print(f"the server ended with status {server.returncode}; starting it again", flush=True)
                 server = _run(weed, folder, bucket, held, settings["ports"])
-                _await_ready(server, settings["ports"], bucket)
+                _await_ready(server, settings["ports"], folder, bucket)
             if _has_leases(lease, folder):
                 idle_since = None
                 continue
@@ -142,7 +144,7 @@ def _begin(weed: str, folder: Path, bucket: str, held: Any, settings: dict[str, 
         _write(folder / "settings.json", settings)
         server = _run(weed, folder, bucket, held, settings["ports"])
         try:
-            _await_ready(server, settings["ports"], bucket)
+            _await_ready(server, settings["ports"], folder, bucket)
             return server, settings
         except NotReady as error:
             print(error, flush=True)
@@ -184,25 +186,50 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _await_ready(server: subprocess.Popen[bytes], ports: dict[str, int], bucket: str) -> None:
-    """Returns when the S3 door answers and the bucket is there (asked at the filer, which needs no signature)."""
+def _await_ready(server: subprocess.Popen[bytes], ports: dict[str, int], folder: Path, bucket: str) -> None:
+    """Returns when the S3 door answers, the bucket is there (asked at the filer, which needs no signature) and the master
+    has heard of the volumes: until then reads of what is kept fail. A volume that is damaged is waited for in vain.
+    """
     wanted = [f"http://127.0.0.1:{ports['s3']}/healthz", f"http://127.0.0.1:{ports['filer']}/buckets/{bucket}/"]
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while not all(_answers(url) for url in wanted):
-        if server.poll() is not None:
-            raise NotReady(f"the server ended with status {server.returncode} before it answered")
-        if time.monotonic() > deadline:
-            raise NotReady(f"the server did not answer within {READY_TIMEOUT_S} s")
-        time.sleep(0.05)
+    while not all(_get(url) is not None for url in wanted):
+        _pause(server, deadline)
+    while not _kept(folder) <= _volumes(ports["master"]):
+        _pause(server, deadline)
+        if time.monotonic() > deadline - VOLUMES_MARGIN_S:
+            print("not every volume came up; see the server's log", flush=True)
+            return
 
 
-def _answers(url: str) -> bool:
+def _pause(server: subprocess.Popen[bytes], deadline: float) -> None:
+    if server.poll() is not None:
+        raise NotReady(f"the server ended with status {server.returncode} before it answered")
+    if time.monotonic() > deadline:
+        raise NotReady(f"the server did not answer within {READY_TIMEOUT_S} s")
+    time.sleep(0.05)
+
+
+def _kept(folder: Path) -> set[int]:
+    """The volumes on the disk: "COLLECTION_ID.dat", or "ID.dat" outside a collection."""
+    ids = {path.stem.rpartition("_")[2] for path in (folder / "data").glob("*.dat")}
+    return {int(one) for one in ids if one.isdigit()}
+
+
+def _volumes(master: int) -> set[int]:
+    """The volumes that can be read, as the master knows them by data center, rack and node."""
+    volumes = json.loads(_get(f"http://127.0.0.1:{master}/vol/status") or "{}").get("Volumes") or {}
+    racks = [rack for center in (volumes.get("DataCenters") or {}).values() for rack in center.values()]
+    return {volume["Id"] for rack in racks for node in rack.values() for volume in node or []}
+
+
+def _get(url: str) -> bytes | None:
+    """The body, or None where nothing answers well."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=2) as reply:
-            return reply.status == 200
+            return reply.read()
     except (urllib.error.URLError, OSError):
-        return False
+        return None
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
