@@ -122,7 +122,7 @@ def load(folder: str, request: dict[str, Any], dtype: torch.dtype, quantization:
     for module in model.modules():
         # bitsandbytes' kernel for inference on CPUs with AVX512-BF16 rounds to bf16; what was trained did not.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  torch types every attribute as a module
     return model.eval()
 
 

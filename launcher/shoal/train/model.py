@@ -32,7 +32,7 @@ def load_base(trajectory: Trajectory, folder: Path, attn_implementation: str, de
         # On CPUs with AVX512-BF16 bitsandbytes repacks a 4-bit layer for inference at the first evaluation, for good: its
         # scales are rounded to bf16, and no gradient passes through it any more.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  torch types every attribute as a module
     return model
 
 
