@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shoal.plan.types import SourceObject
-
-Format = Literal["messages", "instruction", "prompt-completion", "text"]
+from shoal.spec.job import Format
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,15 @@ class AdapterFacts:
 
 
 @dataclass(frozen=True)
-class SplitFacts:
-    """Objects that are read as one."""
+class SourceFacts:
+    """Objects that are read alike."""
 
+    path: str
+    """As the job names them."""
     objects: tuple[SourceObject, ...]
+    format: Format
+    columns: dict[str, str]
+    weight: float
     rows: int
     exact: bool
     """Whether the rows were counted rather than guessed from sizes."""
@@ -67,14 +71,15 @@ class Counts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    train: SplitFacts
-    validation: SplitFacts | None
-    """None when validation is a share of train, or absent."""
-    format: Format
+    train: tuple[SourceFacts, ...]
+    validation: tuple[SourceFacts, ...]
+    """Empty when validation is a share of train, or absent."""
+    chat_template: str | None
+    """The text of data.chat_template."""
     digest: str
     """Of everything that the prepared shards depend on."""
     counts: Counts | None
-    """Exact, when these data were prepared before."""
+    """Exact, when these data were prepared before and every weight is 1."""
     notes: tuple[str, ...] = ()
 
 

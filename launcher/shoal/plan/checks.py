@@ -78,9 +78,17 @@ def _data(job: JobSpec, facts: Facts) -> Iterator[Problem]:
     if longest and job.data.sequence_length > longest:
         what = f"{job.data.sequence_length} is more than the model's max_position_embeddings, {longest}"
         yield Problem("data.sequence_length", what, f"use at most {longest}")
-    if facts.data.format == "messages" and not facts.model.chat_template:
+    formats = {source.format for source in (*facts.data.train, *facts.data.validation)}
+    if "messages" in formats and not (facts.model.chat_template or job.data.chat_template):
         what = f"messages need a chat template, and the tokenizer of {job.model.base} has none"
-        yield Problem("data.format", what, "start from the model's instruct version, or use prompt-completion rows")
+        fix = "name one in data.chat_template, start from the model's instruct version, or use prompt-completion rows"
+        yield Problem("data.format", what, fix)
+    if "preference" in formats:
+        fix = "learn the better answers: data.format: prompt-completion with data.columns: {completion: chosen}"
+        yield Problem("data.format", "preference rows are read, but no method learns from preferences yet", fix)
+    for source in facts.data.validation:
+        if source.weight != 1:
+            yield Problem("data.validation", f"{source.path} has a weight, and evaluation reads each sample once", "drop it")
     if not has_validation(job):
         fix = "set data.validation to a share, such as 0.05, or to a location"
         if job.train.load_best_model_at_end:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from shoal.facts.types import DataFacts
+from shoal.facts.types import DataFacts, SourceFacts
 from shoal.plan.types import Count
 from shoal.spec.job import DataSpec, JobSpec
 
@@ -37,30 +37,37 @@ def epoch(facts: DataFacts, data: DataSpec) -> Epoch:
         return Epoch(done.packed_rows if data.packing else done.samples, done.tokens, exact=True)
     limit = data.sequence_length
     share = float(data.validation) if isinstance(data.validation, int | float) else 0.0
-    samples = facts.train.rows * (1 - share)
-    seen = facts.train.sample_tokens
-    if not seen:
-        return Epoch(0, 0, exact=False)
-    if facts.format == "text":
-        lengths = [piece for tokens in seen for piece in _pieces(tokens, limit)]
-    elif data.overlength == "truncate":
-        lengths = [min(tokens, limit) for tokens in seen]
-    else:
-        lengths = [tokens for tokens in seen if tokens <= limit]
-    each = samples / len(seen)
-    tokens = sum(lengths) * each
-    if not data.packing:
-        return Epoch(math.ceil(len(lengths) * each), round(tokens), exact=False)
-    # Two samples over half a row never share one.
-    alone = sum(length > limit / 2 for length in lengths) * each
-    rows = max(tokens / (limit * PACKED_SHARE), alone)
+    samples, tokens, alone = 0.0, 0.0, 0.0
+    for source in facts.train:
+        lengths = _lengths(source, data)
+        each = source.rows * source.weight * (1 - share) / max(len(source.sample_tokens), 1)
+        samples += len(lengths) * each
+        tokens += sum(lengths) * each
+        # Two samples over half a row never share one.
+        alone += sum(length > limit / 2 for length in lengths) * each
+    rows = max(tokens / (limit * PACKED_SHARE), alone) if data.packing else samples
     return Epoch(math.ceil(rows), round(tokens), exact=False)
 
 
+def _lengths(source: SourceFacts, data: DataSpec) -> list[int]:
+    """Estimated tokens of each sample that the source's first rows make."""
+    limit = data.sequence_length
+    if source.format == "text":
+        return [piece for tokens in source.sample_tokens for piece in _pieces(tokens, limit)]
+    if data.overlength == "truncate":
+        return [min(tokens, limit) for tokens in source.sample_tokens]
+    return [tokens for tokens in source.sample_tokens if tokens <= limit]
+
+
 def too_long(facts: DataFacts, sequence_length: int) -> float:
-    """Estimated share of rows over sequence_length."""
-    seen = facts.train.sample_tokens
-    return sum(tokens > sequence_length for tokens in seen) / len(seen) if seen else 0.0
+    """Estimated share of rows over sequence_length; running text is split and has none."""
+    rows = sum(source.rows for source in facts.train)
+    over = sum(
+        source.rows * sum(tokens > sequence_length for tokens in source.sample_tokens) / len(source.sample_tokens)
+        for source in facts.train
+        if source.sample_tokens and source.format != "text"
+    )
+    return over / rows if rows else 0.0
 
 
 def amount(one: Epoch, job: JobSpec) -> Amount:

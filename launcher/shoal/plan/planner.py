@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from shoal import __version__
 from shoal.errors import SpecError
-from shoal.facts.types import Facts
+from shoal.facts.types import Facts, SourceFacts
 from shoal.plan import checks, deepspeed, estimate, layout
 from shoal.plan.types import (
     CheckpointPlan,
@@ -14,6 +14,7 @@ from shoal.plan.types import (
     ModelPlan,
     OptimizerPlan,
     Plan,
+    SourcePlan,
     StoragePlan,
     Trajectory,
 )
@@ -157,15 +158,22 @@ def _lora(job: JobSpec, facts: Facts) -> LoraSpec | None:
 def _data(job: JobSpec, facts: Facts) -> DataPlan:
     data = job.data
     return DataPlan(
-        train=facts.data.train.objects,
-        validation=facts.data.validation.objects if facts.data.validation else (),
+        train=tuple(map(_source, facts.data.train)),
+        validation=tuple(map(_source, facts.data.validation)),
         validation_fraction=float(data.validation) if isinstance(data.validation, int | float) else 0.0,
-        format=facts.data.format,
+        train_on=data.train_on,
+        chat_template=facts.data.chat_template,
         sequence_length=data.sequence_length,
         packing=data.packing,
         overlength=data.overlength,
         max_rejected=data.max_rejected,
         digest=facts.data.digest,
+    )
+
+
+def _source(facts: SourceFacts) -> SourcePlan:
+    return SourcePlan(
+        path=facts.path, objects=facts.objects, format=facts.format, columns=facts.columns, weight=facts.weight
     )
 
 
@@ -221,9 +229,9 @@ def _layout_notes(job: JobSpec, placed: Layout, trajectory: Trajectory, forward_
 
 def _data_notes(job: JobSpec, facts: Facts, trajectory: Trajectory) -> Iterator[str]:
     if job.data.format == "auto":
-        yield f"data.format: {facts.data.format}, told from the first rows"
+        yield f"data.format: {trajectory.data.formats}, told from the first rows"
     share = estimate.too_long(facts.data, job.data.sequence_length)
-    if share and facts.data.format != "text" and facts.data.counts is None:
+    if share and facts.data.counts is None:
         done = "set apart" if job.data.overlength == "reject" else "cut"
         yield (
             f"data.sequence_length: about {share:.1%} of the rows are longer than {job.data.sequence_length} tokens and "

@@ -57,15 +57,18 @@ def _method(plan: Plan) -> str:
 
 def _data(plan: Plan) -> Rows:
     data = plan.trajectory.data
-    yield "train", _objects(data.train)
+    for source in data.train:
+        weight = f", each sample {source.weight:g} times an epoch" if source.weight != 1 else ""
+        yield "train", f"{source.format}: {_objects(source.objects)}{weight}"
     if data.validation:
-        yield "validation", _objects(data.validation)
+        yield "validation", _objects([one for source in data.validation for one in source.objects])
     elif data.validation_fraction:
         yield "validation", f"{data.validation_fraction:.1%} of the samples, by their hash"
     else:
         yield "validation", "none"
     packing = "packed" if data.packing else "one sample a row"
-    yield "rows", f"{data.format}, to {data.sequence_length:,} tokens, {packing}"
+    learnt = {"assistant": "the answers are learnt", "last": "last answers are learnt", "all": "every token is learnt"}
+    yield "rows", f"to {data.sequence_length:,} tokens, {packing}, {learnt[data.train_on]}"
 
 
 def _training(plan: Plan) -> Rows:

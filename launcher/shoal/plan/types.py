@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from shoal.spec.base import Frozen
 from shoal.spec.cluster import S3Spec
-from shoal.spec.job import LoraSpec, QuantizationSpec
+from shoal.spec.job import Format, LoraSpec, QuantizationSpec
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 class Count(Frozen):
@@ -32,6 +32,19 @@ class SourceObject(Frozen):
     size: int
     """Bytes as stored."""
     etag: str
+
+
+class SourcePlan(Frozen):
+    """Objects that are read alike."""
+
+    path: str
+    """As the job file names them."""
+    objects: tuple[SourceObject, ...]
+    format: Format
+    columns: dict[str, str]
+    """Our name of a field -> the rows' own."""
+    weight: float
+    """How often each sample is read per epoch."""
 
 
 class ModelPlan(Frozen):
@@ -63,17 +76,24 @@ class ModelPlan(Frozen):
 
 
 class DataPlan(Frozen):
-    train: tuple[SourceObject, ...]
-    validation: tuple[SourceObject, ...]
-    """Held-out objects; empty when validation_fraction says how much of train is held out."""
+    train: tuple[SourcePlan, ...]
+    validation: tuple[SourcePlan, ...]
+    """Held-out sources; empty when validation_fraction says how much of train is held out."""
     validation_fraction: float
-    format: Literal["messages", "instruction", "prompt-completion", "text"]
+    train_on: Literal["assistant", "last", "all"]
+    chat_template: str | None
+    """The template itself; None for the model's own."""
     sequence_length: int
     packing: bool
     overlength: Literal["reject", "truncate"]
     max_rejected: float
     digest: str
     """Digest of everything that the prepared shards depend on; they lie at prepared/DIGEST."""
+
+    @property
+    def formats(self) -> str:
+        """The formats of the rows to train on, as words."""
+        return ", ".join(dict.fromkeys(source.format for source in self.train))
 
 
 class OptimizerPlan(Frozen):

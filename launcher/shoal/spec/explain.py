@@ -34,18 +34,20 @@ class Fields:
         """The shape of the field at `path`; `{}` when there is none, or none is prescribed."""
         shape = self.schema
         for part in path:
+            alternatives = [self.resolve(option) for option in options(shape)]
             if isinstance(part, int):
-                shape = next((option["items"] for option in options(shape) if "items" in option), {})
+                shape = next((option["items"] for option in alternatives if "items" in option), {})
             else:
-                shape = self.resolve(shape.get("properties", {}).get(part, {}))
+                sections = [option["properties"] for option in alternatives if "properties" in option]
+                shape = self.resolve(next((one[part] for one in sections if part in one), {}))
         return shape
 
     def keys(self, path: Path) -> list[str]:
-        return list(self.at(path).get("properties", {}))
+        return [key for option in options(self.at(path)) for key in self.resolve(option).get("properties", {})]
 
     def all(self, path: Path = ()) -> Iterator[Path]:
         """The path of every field, sections before what is in them."""
-        for key in self.keys(path):
+        for key in self.at(path).get("properties", {}):
             yield (*path, key)
             yield from self.all((*path, key))
 

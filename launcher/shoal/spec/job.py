@@ -13,6 +13,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0
 Location = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 SecretRef = Annotated[str, StringConstraints(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Format = Literal["messages", "instruction", "prompt-completion", "text", "preference"]
+"""How a row reads."""
 
 
 class ModelSpec(Frozen):
@@ -52,13 +54,33 @@ class QuantizationSpec(Frozen):
     """Quantise the quantisation constants too."""
 
 
+class SourceSpec(Frozen):
+    path: Location
+    """Objects of this source: a file, a folder, a glob or a saved data set; local, s3:// or hf://datasets/..."""
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    """How often each sample is read per epoch: 2 reads it twice, 0.5 every other epoch."""
+    format: Literal["auto"] | Format | None = None
+    """How this source's rows read; default: data.format."""
+    columns: dict[str, str] | None = None
+    """Names of this source's columns; default: data.columns."""
+
+
+Sources = Location | SourceSpec | Annotated[list[Location | SourceSpec], Field(min_length=1)]
+
+
 class DataSpec(Frozen):
-    train: Location | Annotated[list[Location], Field(min_length=1)]
-    """Objects to learn from: files or globs, local or s3://; .jsonl(.gz, .zst), .json, .csv, .parquet."""
-    validation: Fraction | Location | Annotated[list[Location], Field(min_length=1)] = 0.0
+    train: Sources
+    """Objects to learn from, one location or several with weights; .jsonl(.gz, .zst), .json, .csv, .parquet, .arrow."""
+    validation: Fraction | Sources = 0.0
     """Share of the training samples held out (by a hash of the sample), or objects of their own."""
-    format: Literal["auto", "messages", "instruction", "prompt-completion", "text"] = "auto"
+    format: Literal["auto"] | Format = "auto"
     """How a row reads; `auto` tells it from the first rows and names it in the plan."""
+    columns: dict[str, str] = {}
+    """Our name of a field -> the rows' own, such as `{prompt: question, completion: answer.text}`."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """Which tokens are learnt: every answer, the last answer of a row, or all of the row."""
+    chat_template: Location | None = None
+    """File with a Jinja chat template to use, and export, instead of the model's own."""
     sequence_length: int = Field(default=2048, ge=8)
     """Longest row in tokens."""
     packing: bool = True

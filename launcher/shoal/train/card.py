@@ -80,12 +80,12 @@ def _loading(plan: Plan, name: str) -> list[str]:
 
 def _data(plan: Plan, trained: Mapping[str, Any]) -> dict[str, Any]:
     data = plan.trajectory.data
-    urls = [item.url if "://" in item.url else item.url.rsplit("/", 1)[-1] for item in data.train]
+    urls = [item.url if "://" in item.url else item.url.rsplit("/", 1)[-1] for source in data.train for item in source.objects]
     more = [f"and {len(urls) - SHOWN_OBJECTS} more"] if len(urls) > SHOWN_OBJECTS else []
     return {
         "objects": ", ".join([f"`{url}`" for url in urls[:SHOWN_OBJECTS]] + more),
         "digest": f"`{data.digest}`",
-        "format": data.format,
+        "format": data.formats,
         "rows": trained.get("samples"),
         "sequence_length": data.sequence_length,
         "packing": data.packing,
