@@ -107,8 +107,8 @@ def _counted(made: Plan, storage: Storage) -> Plan:
     from shoal.data.order import count_steps
     from shoal.data.prepared import Prepared
 
-    lengths = Prepared.open(storage, made.storage.prepared, Path(absolute(made.storage.cache))).lengths
-    exact = count_steps(lengths, made.trajectory)
+    prepared = Prepared.open(storage, made.storage.prepared, Path(absolute(made.storage.cache)))
+    exact = count_steps(prepared.lengths, made.trajectory, prepared.sources)
     return counted(made, exact.steps, exact.steps_per_epoch, exact.tokens)
 
 

@@ -80,15 +80,18 @@ def start_folder(model: ModelPlan, storage: Storage, cache: Path) -> Path | None
     return _once(place, lambda folder: storage.download(location, folder))
 
 
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in `folder`, as transformers loads it. Raises ModelError."""
+def load_tokenizer(folder: Path, trust_remote_code: bool = False, chat_template: str | None = None) -> Any:
+    """The tokenizer in `folder`, as transformers loads it; `chat_template` replaces its own. Raises ModelError."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         what = f"the tokenizer in {folder} cannot be loaded: {_line(error)}"
         raise ModelError(Problem(WHERE, what, "copy the model's tokenizer files again")) from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def _once(place: Path, make: Callable[[Path], None]) -> Path:

@@ -119,7 +119,7 @@ SPEC = [
     ),
     Case(
         "no chat template",
-        ("data.format: messages need a chat template, and the tokenizer of plain has none; start from the model's",),
+        ("data.format: messages need a chat template, and the tokenizer of plain has none; name one in data",),
         {"model": {"base": "plain"}},
     ),
     Case("an unknown verb", ("No such command 'pln'. Did you mean 'plan'?",), command=("pln",), on=None),

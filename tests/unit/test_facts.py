@@ -312,12 +312,45 @@ def _cache(hub: Hub, home: Path) -> str:
 
 def test_objects_format_and_rows(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
     data = gathered(job(tiny_model, corpus / "*.jsonl"), tmp_path).data
-    assert [Path(one.url).name for one in data.train.objects] == ["a.jsonl", "b.jsonl"]
-    assert all(one.size and one.etag for one in data.train.objects)
-    assert (data.format, data.train.rows, data.train.exact, data.counts) == ("instruction", 40, True, None)
-    assert gathered(job(tiny_model, corpus), tmp_path).data == data, "a folder means all in it"
-    twice = [str(corpus / "a.jsonl"), str(corpus / "*.jsonl")]
-    assert gathered(job(tiny_model, twice), tmp_path).data.train == data.train
+    (train,) = data.train
+    assert [Path(one.url).name for one in train.objects] == ["a.jsonl", "b.jsonl"]
+    assert all(one.size and one.etag for one in train.objects)
+    assert (train.format, train.rows, train.exact, data.counts) == ("instruction", 40, True, None)
+    folder = gathered(job(tiny_model, corpus), tmp_path).data
+    assert folder.train[0].objects == train.objects and folder.digest == data.digest, "a folder means all in it"
+
+
+def test_sources_keep_their_own_formats_columns_and_weights(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+    (corpus / "own.jsonl").write_bytes(lines({"q": {"text": "why?"}, "a": "so"}))
+    own = {"path": str(corpus / "own.jsonl"), "weight": 0.5, "columns": {"prompt": "q.text", "completion": "a"}}
+    spec = job(tiny_model, [str(corpus / "a.jsonl"), own])
+    first, second = gathered(spec, tmp_path).data.train
+    assert (first.format, first.weight, first.columns) == ("instruction", 1.0, {})
+    assert (second.format, second.weight, second.columns) == ("prompt-completion", 0.5, own["columns"])
+    assert second.rows == 1 and second.sample_tokens
+
+
+def test_an_object_belongs_to_one_source(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+    spec = job(tiny_model, [str(corpus / "a.jsonl"), str(corpus / "*.jsonl")])
+    with pytest.raises(
+        ShoalError, match=r"data.train\[1\]: .*a.jsonl is in data.train\[0\] too; name each object once"
+    ):
+        gathered(spec, tmp_path)
+
+
+def test_a_saved_data_set_is_read_and_its_splits_are_not_mixed(tiny_model: Path, tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list([ROW] * 7)
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(str(tmp_path / "both"))
+    (train,) = gathered(job(tiny_model, tmp_path / "one"), tmp_path).data.train
+    assert (train.format, train.rows, train.exact) == ("instruction", 7, True)
+    assert all(one.url.endswith(".arrow") for one in train.objects)
+    with pytest.raises(
+        ShoalError, match="2 splits of a saved DatasetDict; name one of them: .*both/test, .*both/train"
+    ):
+        gathered(job(tiny_model, tmp_path / "both"), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "json", "csv", "parquet"])
@@ -325,7 +358,7 @@ def test_rows_of_large_objects_are_guessed_from_their_beginning(tiny_model: Path
     rows = [{**ROW, "output": hashlib.sha512(bytes([i % 256, i // 256])).hexdigest()} for i in range(9000)]
     path = tmp_path / f"big.{kind}"
     _write(path, kind, rows)
-    train = gathered(job(tiny_model, path), tmp_path).data.train
+    (train,) = gathered(job(tiny_model, path), tmp_path).data.train
     assert train.exact == (kind in ("parquet", "json"))
     assert abs(train.rows - 9000) < 900
 
@@ -361,7 +394,7 @@ def test_the_token_estimate_is_near(tiny_model: Path, corpus: Path, tmp_path: Pa
     tokenizer = AutoTokenizer.from_pretrained(str(tiny_model))
     messages = [{"role": "user", "content": ROW["instruction"]}, {"role": "assistant", "content": ROW["output"]}]
     real = len(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
-    guess = gathered(job(tiny_model, corpus), tmp_path).data.train.sample_tokens[0]
+    guess = gathered(job(tiny_model, corpus), tmp_path).data.train[0].sample_tokens[0]
     assert 0.5 < guess / real < 2
 
 
@@ -369,18 +402,24 @@ def test_the_digest_changes_with_what_the_shards_depend_on(tiny_model: Path, cor
     def digest(**data: Any) -> str:
         return gathered(job(tiny_model, corpus / "a.jsonl", data=data), tmp_path).data.digest
 
+    (corpus / "own.jinja").write_text("{{ messages[0].content }}")
     first = digest()
     assert digest(packing=False, max_rejected=0.5) == first, "neither changes a shard"
+    weighted = [{"path": str(corpus / "a.jsonl"), "weight": 3}]
+    assert gathered(job(tiny_model, weighted), tmp_path).data.digest == first, "nor does a weight"
     others = [
         digest(sequence_length=64),
         digest(overlength="truncate"),
+        digest(train_on="all"),
+        digest(columns={"output": "output"}),
+        digest(chat_template=str(corpus / "own.jinja")),
         digest(validation=0.1),
         digest(validation=str(corpus / "b.jsonl")),
         gathered(job(tiny_model, corpus), tmp_path).data.digest,
     ]
     (corpus / "a.jsonl").write_bytes(lines(*[ROW] * 30)[:-1] + b" ")
     others.append(digest())
-    assert len({first, *others}) == 7
+    assert len({first, *others}) == 10
 
 
 def test_prepared_data_are_counted(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:

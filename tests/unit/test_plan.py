@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from shoal.errors import SpecError
-from shoal.facts.types import AdapterFacts, Counts, DataFacts, Facts, ModelFacts, SplitFacts
+from shoal.facts.types import AdapterFacts, Counts, DataFacts, Facts, ModelFacts, SourceFacts
 from shoal.plan import deepspeed, estimate, layout
 from shoal.plan.planner import counted, plan
 from shoal.plan.table import table
@@ -42,13 +42,22 @@ MODEL = ModelFacts(
 )
 SOURCE = SourceObject(url="/data/a.jsonl", size=1000, etag="e")
 DATA = DataFacts(
-    train=SplitFacts((SOURCE,), rows=1000, exact=True, sample_tokens=(100, 200, 300)),
-    validation=None,
-    format="instruction",
+    train=(
+        SourceFacts(
+            "/data/*.jsonl", (SOURCE,), "instruction", {}, 1.0, rows=1000, exact=True, sample_tokens=(100, 200, 300)
+        ),
+    ),
+    validation=(),
+    chat_template=None,
     digest="d",
     counts=None,
 )
 FACTS = Facts(MODEL, None, DATA)
+
+
+def source(**changes: Any) -> DataFacts:
+    """DATA with another source to train on."""
+    return replace(DATA, train=(replace(DATA.train[0], **changes),))
 
 
 def job(**sections: Any) -> JobSpec:
@@ -226,8 +235,13 @@ def test_what_the_model_forbids() -> None:
     assert "deepspeed.stage" in refusals(job(deepspeed={"stage": 3}), facts=experts)
     assert made(job(deepspeed={"stage": 2}), facts=experts).layout.stage == 2
     assert "model.base" in refusals(job(), facts=replace(FACTS, model=replace(MODEL, quantised="gptq")))
-    messages = Facts(replace(MODEL, chat_template=False), None, replace(DATA, format="messages"))
+    messages = Facts(replace(MODEL, chat_template=False), None, source(format="messages"))
     assert "data.format" in refusals(job(), facts=messages)
+    assert made(job(data={"chat_template": "own.jinja"}), facts=messages).trajectory.data.formats == "messages"
+    preference = Facts(MODEL, None, source(format="preference"))
+    assert "data.columns: {completion: chosen}" in refusals(job(), facts=preference)["data.format"]
+    weighted = Facts(MODEL, None, replace(DATA, validation=(replace(DATA.train[0], weight=2.0),)))
+    assert "data.validation" in refusals(job(), facts=weighted)
     endless = replace(FACTS, model=replace(MODEL, max_position_embeddings=None))
     assert made(job(data={"sequence_length": 10**6}), facts=endless).trajectory.data.sequence_length == 10**6
 
@@ -345,19 +359,20 @@ def test_prepared_data_make_the_counts_exact() -> None:
 
 def test_estimates_by_kind_of_data() -> None:
     data = job(data={"sequence_length": 100}).data
-    long = replace(DATA, train=SplitFacts((SOURCE,), 30, True, (60, 60, 250)))
+    long = source(rows=30, sample_tokens=(60, 60, 250))
     rejected = estimate.epoch(long, data)
     assert (rejected.rows, rejected.tokens) == (20, 1200)  # two of 60 tokens never share a row of 100
     cut = estimate.epoch(long, data.model_copy(update={"overlength": "truncate"}))
     assert cut.tokens == 2200
-    assert estimate.epoch(replace(long, format="text"), data).tokens == 3700
+    text = replace(long.train[0], format="text")
+    assert estimate.epoch(replace(long, train=(text,)), data).tokens == 3700
+    twice = replace(DATA, train=(replace(long.train[0], weight=2.0), text))
+    assert estimate.epoch(twice, data).tokens == 2 * 1200 + 3700
     assert any(
         "33.3% of the rows" in note
         for note in made(job(data={"sequence_length": 100}), facts=Facts(MODEL, None, long)).notes
     )
-    assert (
-        estimate.amount(estimate.epoch(replace(DATA, train=SplitFacts((), 0, True, ())), data), job()).steps.value == 1
-    )
+    assert estimate.amount(estimate.epoch(source(rows=0, sample_tokens=()), data), job()).steps.value == 1
 
 
 @pytest.mark.parametrize(("steps", "ratio", "warmup"), [(100, 0.03, 3), (101, 0.03, 4), (1, 0.03, 0), (10, 0.0, 0)])

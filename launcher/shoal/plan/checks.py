@@ -88,7 +88,9 @@ def _data(job: JobSpec, facts: Facts) -> Iterator[Problem]:
         yield Problem("data.format", "preference rows are read, but no method learns from preferences yet", fix)
     for source in facts.data.validation:
         if source.weight != 1:
-            yield Problem("data.validation", f"{source.path} has a weight, and evaluation reads each sample once", "drop it")
+            yield Problem(
+                "data.validation", f"{source.path} has a weight, and evaluation reads each sample once", "drop it"
+            )
     if not has_validation(job):
         fix = "set data.validation to a share, such as 0.05, or to a location"
         if job.train.load_best_model_at_end:

@@ -38,8 +38,9 @@ class Fields:
             if isinstance(part, int):
                 shape = next((option["items"] for option in alternatives if "items" in option), {})
             else:
-                sections = [option["properties"] for option in alternatives if "properties" in option]
-                shape = self.resolve(next((one[part] for one in sections if part in one), {}))
+                named = [option["properties"][part] for option in alternatives if part in option.get("properties", {})]
+                free = [option["additionalProperties"] for option in alternatives if "additionalProperties" in option]
+                shape = self.resolve(next(iter(named + [one for one in free if isinstance(one, dict)]), {}))
         return shape
 
     def keys(self, path: Path) -> list[str]:

@@ -80,7 +80,11 @@ def _loading(plan: Plan, name: str) -> list[str]:
 
 def _data(plan: Plan, trained: Mapping[str, Any]) -> dict[str, Any]:
     data = plan.trajectory.data
-    urls = [item.url if "://" in item.url else item.url.rsplit("/", 1)[-1] for source in data.train for item in source.objects]
+    urls = [
+        item.url if "://" in item.url else item.url.rsplit("/", 1)[-1]
+        for source in data.train
+        for item in source.objects
+    ]
     more = [f"and {len(urls) - SHOWN_OBJECTS} more"] if len(urls) > SHOWN_OBJECTS else []
     return {
         "objects": ", ".join([f"`{url}`" for url in urls[:SHOWN_OBJECTS]] + more),

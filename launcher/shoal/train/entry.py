@@ -47,9 +47,10 @@ def run(plan: Plan, world: World, report: Report) -> Result:
     """
     if plan.layout.device == "cpu" and sys.platform == "linux":
         _keep_memory()
-    storage = Storage(plan.storage.s3)
+    plain = Storage(plan.storage.s3)
+    voice = Voice(report, Journal(plan, RunFolder(plain, plan.storage.run), plain) if world.is_main else None)
+    storage = Storage(plan.storage.s3, voice.fault)
     folder = RunFolder(storage, plan.storage.run)
-    voice = Voice(report, Journal(plan, folder, storage) if world.is_main else None)
     try:
         return Worker(plan, world, storage, folder, voice).run()
     except torch.OutOfMemoryError as error:
@@ -92,6 +93,8 @@ class Worker:
             plan.trajectory.batch_size,
             data.sequence_length,
             data.packing,
+            prepared.sources,
+            [source.weight for source in data.train],
         )
         reader = Reader(prepared, order, world.rank, world.size, plan.layout.micro_batch_size)
         manifest = from_main(world, self._newest)
@@ -153,7 +156,8 @@ class Worker:
     def _finish(self, loop: Loop) -> Result:
         """From the last step to a result: the best weights where asked for, the export and its gate, answers."""
         engine, progress = loop.engine, loop.progress
-        tokenizer = models.load_tokenizer(self.base, self.plan.trajectory.model.trust_remote_code)
+        model, template = self.plan.trajectory.model, self.plan.trajectory.data.chat_template
+        tokenizer = models.load_tokenizer(self.base, model.trust_remote_code, template)
         step = progress.step
         best = progress.best
         if self.plan.trajectory.load_best_model_at_end and best and best.step != step:
@@ -182,6 +186,7 @@ class Worker:
             samples=len(loop.prepared.lengths),
         )
         self.voice.tell({"kind": "export", **gate})
+        loop.tell_faults()
         told = self._answers(engine, tokenizer)
         for answer in told:
             self.voice.tell({"kind": "answer", **answer})

@@ -20,6 +20,7 @@ from shoal.errors import Problem, TrainingError
 from shoal.plan.types import Plan
 from shoal.tasks import causal_lm
 from shoal.train import schedule
+from shoal.train.collective import exchange
 from shoal.train.engine import Engine, NotANumber
 from shoal.train.manifest import Best, Progress
 from shoal.train.world import Directive, Event, World
@@ -30,6 +31,13 @@ class Voice(Protocol):
 
     wish: Directive
     """What this rank was last asked to do."""
+
+    @property
+    def waiting(self) -> int:
+        """What the store did wrong on this rank since it was last taken: so many events."""
+        ...
+
+    def faults(self) -> list[Event]: ...
 
     def tell(self, event: Event, *, record: bool = True) -> None: ...
 
@@ -140,15 +148,23 @@ class Loop:
         """The step's global loss sum, the CPU seconds of all workers, and the strongest wish of any of them."""
         wish = self.voice.wish
         numbers = torch.tensor(
-            [loss_sum, self._clock.cpu_lap(), wish == Directive.SAVE, wish == Directive.STOP],
+            [loss_sum, self._clock.cpu_lap(), wish == Directive.SAVE, wish == Directive.STOP, self.voice.waiting],
             dtype=torch.float64,
             device=self.engine.device,
         )
         if self.world.size > 1:
             distributed.all_reduce(numbers)
-        loss, cpu_seconds, save, stop = numbers.tolist()
+        loss, cpu_seconds, save, stop, faults = numbers.tolist()
+        if faults:
+            self.tell_faults()
         agreed = Directive.STOP if stop else Directive.SAVE if save else Directive.CONTINUE
         return loss, cpu_seconds, agreed
+
+    def tell_faults(self) -> None:
+        """Every rank's faults of the store reach rank 0's journal. All ranks call this together."""
+        for rank, faults in enumerate(exchange(self.world, self.voice.faults())):
+            for event in faults:
+                self.voice.tell({**event, "rank": rank})
 
     def _not_a_number(self, step: int, what: str, value: float) -> Problem:
         samples = np.concatenate(self.order.batch(self.order.locate(step)))

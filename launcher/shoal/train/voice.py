@@ -1,5 +1,9 @@
 """How a worker is heard, and how it hears."""
 
+from collections import deque
+from dataclasses import asdict
+
+from shoal.storage import Fault
 from shoal.train.journal import Journal
 from shoal.train.world import Directive, Event, Report
 
@@ -10,6 +14,7 @@ class Voice:
     def __init__(self, report: Report, journal: Journal | None):
         self.wish = Directive.CONTINUE
         self._report, self._journal = report, journal
+        self._faults: deque[Event] = deque()
 
     def tell(self, event: Event, *, record: bool = True) -> None:
         """Every step is told, so that an answer is heard at once; `record` says whether it is also written down."""
@@ -19,6 +24,19 @@ class Voice:
             self._journal.record(event)
         answer = self._report(event)
         self.wish = Directive(max(self.wish.value, answer.value))
+
+    def fault(self, fault: Fault) -> None:
+        """Keeps what the store did wrong until the training thread takes it; any thread of any rank may call this."""
+        self._faults.append({"kind": "storage", **asdict(fault)})
+
+    @property
+    def waiting(self) -> int:
+        """Faults that nobody has taken."""
+        return len(self._faults)
+
+    def faults(self) -> list[Event]:
+        """The faults since the last call."""
+        return [self._faults.popleft() for _ in range(len(self._faults))]
 
     def phase(self, phase: str, detail: str = "") -> None:
         self.tell({"kind": "phase", "phase": phase, "detail": detail})
@@ -32,5 +50,7 @@ class Voice:
             self._journal.flush()
 
     def close(self) -> None:
+        for event in self.faults():
+            self.tell(event)
         if self._journal is not None:
             self._journal.close()
