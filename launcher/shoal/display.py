@@ -20,6 +20,8 @@ from shoal.train.world import Event, Result
 
 LINE_EVERY_S = 2.0
 """Plain lines for steps come at most so often; the first and the last always do."""
+TOLD_FAULTS = frozenset(10**power for power in range(9))
+"""Of many faults of the store these are told: the first, the tenth, the hundredth."""
 SMOOTHING = 0.2
 """Weight of the newest step in the average that the remaining time is told from."""
 
@@ -39,6 +41,8 @@ class State:
     step_seconds: float | None = None
     held_out: list[tuple[int, float]] = field(default_factory=list)
     """(step, validation loss) in the order they came."""
+    faults: int = 0
+    """What the store did wrong so far."""
 
     def see(self, event: Event) -> None:
         match event["kind"]:
@@ -50,6 +54,8 @@ class State:
                 self._step(event)
             case "eval":
                 self.held_out.append((event["step"], event["loss"]))
+            case "storage":
+                self.faults += 1
 
     def _step(self, event: Event) -> None:
         self.step, self.steps = event["step"], event["steps"]
@@ -95,7 +101,7 @@ class Screen:
 
     def on_event(self, event: Event) -> None:
         self.state.see(event)
-        line = record(event)
+        line = record(event, self.state)
         if line is not None:
             self.console.print(Text(line, style="dim"))
 
@@ -117,7 +123,7 @@ class Lines:
 
     def on_event(self, event: Event) -> None:
         self.state.see(event)
-        line = record(event)
+        line = record(event, self.state)
         # A phase that comes back (training after each evaluation) is worth a line once, or while it lasts.
         if event["kind"] == "phase" and (self.state.phase not in self.phases or self._goes_on()):
             self.phases.add(self.state.phase)
@@ -145,7 +151,7 @@ class Lines:
         pass
 
 
-def record(event: Event) -> str | None:
+def record(event: Event, state: State) -> str | None:
     """The line that an event leaves on record in both displays; None for what only moves the display on."""
     match event["kind"]:
         case "run":
@@ -159,6 +165,8 @@ def record(event: Event) -> str | None:
             return f"checkpoint of step {event['step']} ({size(event['bytes'])}, {event['seconds']:.1f} s)"
         case "export":
             return f"export {gate_words(event)}"
+        case "storage" if state.faults in TOLD_FAULTS:
+            return f"store: {event['what']} ({event['url']}); {state.faults:,} such so far, all are in events.jsonl"
         case _:
             return None
 

@@ -197,3 +197,12 @@ def test_durations(seconds: float, words: str) -> None:
 )
 def test_sizes(count: float, words: str) -> None:
     assert size(count) == words
+
+
+def test_of_many_faults_of_the_store_few_are_told() -> None:
+    out = console()
+    lines = Lines(out)
+    for number in range(25):
+        lines.on_event({"kind": "storage", "url": f"s3://b/{number}", "what": "503 SlowDown", "rank": 1})
+    told = [line for line in written(out).splitlines() if "503 SlowDown" in line]
+    assert len(told) == 2 and "10 such so far" in told[1] and lines.state.faults == 25
