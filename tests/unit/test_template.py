@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from shoal.data.formats import Completion, Conversation, Rejected, Text
+from shoal.data.formats import Completion, Conversation, Message, Rejected, Text
 from shoal.data.template import Encoder, encode
 from shoal.errors import ModelError
 
@@ -38,8 +38,13 @@ UNMARKED = (  # nothing ends a turn
     "{% if add_generation_prompt %}### assistant:\n{% endif %}"
 )
 
-ONE = Conversation((("user", "What is 1 + 1?"), ("assistant", "It is two.")))
-TWO = Conversation((*ONE.messages, ("user", "Sure?"), ("assistant", "Yes.")))
+
+def talk(*turns: tuple[str, str]) -> Conversation:
+    return Conversation(tuple(Message(role, content) for role, content in turns))
+
+
+ONE = talk(("user", "What is 1 + 1?"), ("assistant", "It is two."))
+TWO = Conversation((*ONE.messages, Message("user", "Sure?"), Message("assistant", "Yes.")))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +76,7 @@ def learnt(sample, tokenizer, sequence_length=256) -> list[str]:
 @pytest.mark.parametrize("case", json.loads(GOLDEN.read_text()), ids=lambda case: case["name"])
 def test_the_real_template_gives_the_golden_tokens(load, case):
     tokenizer = load()
-    sample = Conversation(tuple((message["role"], message["content"]) for message in case["messages"]))
+    sample = talk(*((message["role"], message["content"]) for message in case["messages"]))
     (one,) = encode(sample, tokenizer, 256, "reject")
     marks = ["*" if mask else " " for mask in one.loss_mask]
     assert [mark + tokenizer.decode([token]) for mark, token in zip(marks, one.input_ids, strict=True)] == case[
@@ -98,12 +103,12 @@ def test_the_answers_and_their_ends_are_learnt_and_nothing_else(load, template, 
 
 def test_an_empty_thought_that_the_template_puts_in_is_not_learnt(load):
     assert learnt(ONE, load(THINKING)) == ["It is two.<|im_end|>"]
-    thought = Conversation((("user", "think"), ("assistant", "think")))
+    thought = talk(("user", "think"), ("assistant", "think"))
     assert learnt(thought, load(THINKING)) == ["think<|im_end|>"]
 
 
 def test_a_thought_that_the_data_hold_is_learnt(load):
-    sample = Conversation((("user", "hi"), ("assistant", "<think>\nhm\n</think>\n\nhello")))
+    sample = talk(("user", "hi"), ("assistant", "<think>\nhm\n</think>\n\nhello"))
     assert learnt(sample, load(CHATML)) == ["<think>\nhm\n</think>\n\nhello<|im_end|>"]
 
 
@@ -115,7 +120,7 @@ def test_a_template_that_writes_earlier_answers_differently_is_refused(load):
 
 
 def test_what_the_template_refuses_is_rejected_and_its_neighbours_are_not(load):
-    system = Conversation((("system", "Be brief."), *ONE.messages))
+    system = Conversation((Message("system", "Be brief."), *ONE.messages))
     encoded = Encoder(load(BRACKETS), 256, "reject").encode([ONE, system, TWO, ONE])
     assert [isinstance(one, Rejected) for one in encoded] == [False, True, False, False]
     assert encoded[1] == Rejected("template", "the chat template refuses it: no system role here")
@@ -130,9 +135,9 @@ def test_tokens_do_not_depend_on_the_day(load):
 
 
 def test_white_space_of_the_answer_is_learnt_but_not_a_token_that_begins_in_the_header(load):
-    sample = Conversation((("user", "hi"), ("assistant", "def f():\n    pass\n")))
+    sample = talk(("user", "hi"), ("assistant", "def f():\n    pass\n"))
     assert learnt(sample, load()) == ["def f():\n    pass\n<|im_end|>"]
-    sample = Conversation((("user", "hi"), ("assistant", "\n  def f():\n    pass\n")))
+    sample = talk(("user", "hi"), ("assistant", "\n  def f():\n    pass\n"))
     assert learnt(sample, load()) == [" def f():\n    pass\n<|im_end|>"]
 
 
@@ -209,7 +214,7 @@ WORD = st.text(st.characters(codec="utf-8", exclude_characters="<|>"), min_size=
 def test_the_learnt_tokens_spell_the_answers_for_any_text(load, turns):
     tokenizer = load()
     messages = tuple(message for ask, answer in turns for message in (("user", ask), ("assistant", answer)))
-    runs = learnt(Conversation(messages), tokenizer, 4096)
+    runs = learnt(talk(*messages), tokenizer, 4096)
     answers = [tokenizer.decode(tokenizer(f"{answer}<|im_end|>")["input_ids"]) for _, answer in turns]
     assert len(runs) == len(turns)
     # a token that begins in the header takes a leading newline with it

@@ -54,7 +54,14 @@ class Encoder:
     Raises ModelError when the tokenizer lacks what the samples need: offsets, an end-of-text token, a chat template.
     """
 
-    def __init__(self, tokenizer: Any, sequence_length: int, overlength: str):
+    def __init__(
+        self,
+        tokenizer: Any,
+        sequence_length: int,
+        overlength: str,
+        train_on: str = "assistant",
+        chat_template: str | None = None,
+    ):
         if not getattr(tokenizer, "is_fast", False):
             fix = "use a model with a tokenizer.json"
             raise ModelError(
@@ -98,6 +105,7 @@ class Encoder:
         if isinstance(sample, Conversation):
             fix = "use an instruct model, or write the data as prompt and completion"
             raise ModelError(Problem("model.base", "it has no chat template, which messages need", fix))
+        assert isinstance(sample, Completion)
         prompt = sample.prompt + sample.separator
         text = prompt + sample.completion
         return _Rendered(text, ((len(prompt), len(text)),), raw=True)
@@ -217,11 +225,9 @@ class _Renderer:
 
 def _messages(sample: Sample) -> list[Message]:
     if isinstance(sample, Completion):
-        turns: tuple[tuple[str, str], ...] = (("user", sample.prompt), ("assistant", sample.completion))
-    else:
-        assert isinstance(sample, Conversation)
-        turns = sample.messages
-    return [{"role": role, "content": content} for role, content in turns]
+        return [{"role": "user", "content": sample.prompt}, {"role": "assistant", "content": sample.completion}]
+    assert isinstance(sample, Conversation)
+    return [message.as_dict() for message in sample.messages]
 
 
 def _first_token(encoding: Any, position: int, text: str) -> int:
