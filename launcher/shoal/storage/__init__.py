@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO
@@ -10,11 +10,12 @@ from typing import BinaryIO
 from shoal import store
 from shoal.errors import Problem, StorageError
 from shoal.spec.cluster import S3Spec
+from shoal.storage.faults import Fault
 from shoal.storage.local import LocalFiles, answering, replacing
 from shoal.storage.objects import ObjectInfo, search
 from shoal.storage.s3 import S3Objects
 
-__all__ = ["ObjectInfo", "Storage", "absolute", "join"]
+__all__ = ["Fault", "ObjectInfo", "Storage", "absolute", "join"]
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -37,7 +38,7 @@ class Storage:
     A url is "s3://BUCKET/KEY" or a local path; one that ends in "/" means everything under it.
     """
 
-    def __init__(self, s3: S3Spec | None = None):
+    def __init__(self, s3: S3Spec | None = None, on_fault: Callable[[Fault], None] | None = None):
         self.s3 = s3 or S3Spec()
         self._local = LocalFiles()
         if self.s3.server == "embedded" and not store.available():
