@@ -115,7 +115,13 @@ def _counted(made: Plan, storage: Storage) -> Plan:
 def _placed(then: Plan, folder: RunFolder, profile: ClusterProfile) -> Plan:
     """A run's plan where it is resumed: its own trajectory, storage as the profile says, the layout anew if need be."""
     prepared = join(absolute(profile.storage.prepared), then.trajectory.data.digest)
-    places = {"run": folder.url, "prepared": prepared, "cache": profile.storage.cache, "s3": profile.storage.s3}
+    places = {
+        "run": folder.url,
+        "prepared": prepared,
+        "cache": profile.storage.cache,
+        "cache_bytes": round(profile.storage.cache_gib * 2**30),
+        "s3": profile.storage.s3,
+    }
     storage = then.storage.model_copy(update=places)
     device = "cuda" if profile.resources_per_worker.gpu else "cpu"
     if (then.layout.workers, then.layout.device) == (profile.workers, device):

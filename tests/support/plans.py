@@ -100,6 +100,7 @@ def small_plan(folder: Path, *, run_id: str = "test-20260101-000000-abcd", worke
             run=str(folder / "runs" / run_id),
             prepared=str(folder / "prepared" / "d"),
             cache=str(folder / "cache"),
+            cache_bytes=2**30,
             s3=S3Spec(),
         ),
         checkpoint=CheckpointPlan(every_steps=5, keep=2),

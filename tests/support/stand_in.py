@@ -97,7 +97,11 @@ def make_plan(root: Path, base: str = "tiny", method: str = "lora", **changes: A
             deepspeed={},
         ),
         storage=StoragePlan(
-            run=str(root / "run"), prepared=str(root / "prepared"), cache=str(root / "cache"), s3=S3Spec()
+            run=str(root / "run"),
+            prepared=str(root / "prepared"),
+            cache=str(root / "cache"),
+            cache_bytes=2**30,
+            s3=S3Spec(),
         ),
         checkpoint=CheckpointPlan(every_steps=1, keep=2),
         merge=False,

@@ -73,6 +73,7 @@ def plan(job: JobSpec, profile: ClusterProfile, facts: Facts, run_id: str) -> Pl
             run=join(absolute(profile.storage.runs), run_id),
             prepared=join(absolute(profile.storage.prepared), facts.data.digest),
             cache=profile.storage.cache,
+            cache_bytes=round(profile.storage.cache_gib * 2**30),
             s3=profile.storage.s3,
         ),
         checkpoint=CheckpointPlan(every_steps=job.checkpoint.every_steps, keep=job.checkpoint.keep),

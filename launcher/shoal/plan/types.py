@@ -160,6 +160,8 @@ class StoragePlan(Frozen):
     """The folder of this data's token shards: PREPARED/DIGEST."""
     cache: str
     """Folder on each node."""
+    cache_bytes: int
+    """Disk that token shards may take there."""
     s3: S3Spec
     """How s3:// locations are reached; credentials by reference."""
 

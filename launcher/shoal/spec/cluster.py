@@ -16,6 +16,8 @@ class CredentialRef(Frozen):
     """Environment variable that holds the access key id."""
     secret_key_env: str | None = None
     """Environment variable that holds the secret access key."""
+    session_token_env: str | None = None
+    """Environment variable that holds the session token of a temporary key."""
     profile: str | None = None
     """Profile of the AWS configuration files."""
     file: str | None = None
@@ -46,6 +48,8 @@ class StorageSpec(Frozen):
     """Folder of prepared token shards, shared by all runs."""
     cache: str = "~/.shoal/cache"
     """Folder on each node for downloaded models and token shards."""
+    cache_gib: float = Field(default=20, ge=0)
+    """Disk that token shards may take in the cache; data above it are read by ranges alone."""
     s3: S3Spec = S3Spec()
     """How s3:// locations are reached."""
 

@@ -60,9 +60,10 @@ model:
 task: causal-lm                  # what is learnt: to answer, token by token
 {_line("method", answers.method, "how: full (all weights), lora (an adapter), qlora (an adapter on a 4-bit base)")}
 {ADAPTER if answers.method != "full" else ""}data:
-{_line("  train", answers.train, "files or globs: .jsonl(.gz, .zst) .json .csv .parquet, here or on s3://")}
+{_line("  train", answers.train, "files or globs: .jsonl(.gz, .zst) .json .csv .parquet .arrow, here or on s3://")}
 {_line("  validation", answers.validation, "share held out to measure with; or a location")}
   format: auto                   # messages | instruction | prompt-completion | text; auto tells it from the rows
+  train_on: assistant            # the answers; last: the last of each row; all: every token
 {_line("  sequence_length", answers.sequence_length, "longest row in tokens; longer samples are set aside and counted")}
   packing: true                  # several samples in a row; they never see each other
 train:
