@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shoal.data.formats import REMEDIES
-from shoal.data.order import hash_order
+from shoal.data.hashing import hash_order
 from shoal.data.prepared import Prepared
 from shoal.data.summary import REJECTED, PreparedSummary
 from shoal.data.template import Encoded

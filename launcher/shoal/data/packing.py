@@ -1,112 +1,186 @@
-"""Which samples share a row: best-fit-decreasing over a histogram of lengths, linear in the number of samples."""
+"""Which samples share a row, decided on the histogram of lengths: the work does not grow with the number of samples."""
 
 from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from shoal.data.filling import fill
+from shoal.data.hashing import blocks
+
+NEARLY_FULL = 1000
+"""Best-fit-decreasing is good enough when it opens at most one row more than needed in so many."""
+
 
 @dataclass(frozen=True)
-class Rows:
-    """Row r holds the samples `samples[offsets[r]:offsets[r + 1]]` (indices, int64)."""
+class Group:
+    """Consecutive rows that are alike: same lengths, in the same sequence."""
 
-    samples: np.ndarray
-    """int64[n]: every sample once."""
-    offsets: np.ndarray
-    """int64[rows + 1], from 0 to n."""
+    first: int
+    """Number of its first row."""
+    rows: int
+    space: int
+    """Tokens left in each row."""
+    parts: tuple[tuple[int, int], ...] = ()
+    """(start, each): row i of the group holds samples start + i x each and following, `each` in number, of the
+    samples sorted from long to short."""
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
+    def split(self, rows: int) -> "tuple[Group, Group]":
+        """The first `rows` rows, and the others."""
+        later = tuple((start + rows * each, each) for start, each in self.parts)
+        return (
+            Group(self.first, rows, self.space, self.parts),
+            Group(self.first + rows, self.rows - rows, self.space, later),
+        )
 
-    def row(self, number: int) -> np.ndarray:
-        return self.samples[self.offsets[number] : self.offsets[number + 1]]
+    def add(self, length: int, start: int, each: int) -> "Group":
+        return Group(self.first, self.rows, self.space - each * length, (*self.parts, (start, each)))
 
-    def take(self, numbers: np.ndarray) -> "Rows":
-        """The rows `numbers` (int64), in that order."""
-        counts = np.diff(self.offsets)[numbers]
-        offsets = np.concatenate(([0], np.cumsum(counts)))
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
-        return Rows(self.samples[np.repeat(self.offsets[numbers], counts) + within], offsets)
+
+class Packing:
+    """Rows of at most `sequence_length` tokens for a histogram of lengths; their number depends on that alone."""
+
+    def __init__(self, histogram: np.ndarray, sequence_length: int):
+        """`histogram` (int64): how many samples have each length; lengths from 1 to sequence_length."""
+        assert not histogram[:1].any() and not histogram[sequence_length + 1 :].any()
+        self.histogram = histogram
+        groups = best_fit(histogram, sequence_length)
+        rows = sum(group.rows for group in groups)
+        bound = -(-int(histogram @ np.arange(len(histogram))) // sequence_length)
+        if (rows - bound) * NEARLY_FULL > bound:
+            fuller = filled(histogram, sequence_length)
+            if sum(group.rows for group in fuller) < rows:
+                groups = fuller
+        self.groups = sorted(groups, key=lambda group: group.first)
+        self.first = np.array([group.first for group in self.groups], np.int64)
+        """int64[groups]: each group's first row."""
+        self.used = np.array([sequence_length - group.space for group in self.groups], np.int64)
+        """int64[groups]: tokens in each of its rows."""
+        self.rows = sum(group.rows for group in groups)
+
+    def parts(self, row: int) -> Iterator[slice]:
+        """Where row `row` finds its samples among those sorted from long to short."""
+        group = self.groups[int(np.searchsorted(self.first, row, side="right")) - 1]
+        for start, each in group.parts:
+            begin = start + (row - group.first) * each
+            yield slice(begin, begin + each)
+
+    def tokens(self, rows: np.ndarray) -> int:
+        """Tokens in these rows together."""
+        return int(self.used[np.searchsorted(self.first, rows, side="right") - 1].sum())
+
+
+def histogram(lengths: np.ndarray, copies: np.ndarray | None = None) -> np.ndarray:
+    """int64[longest + 1]: how many samples (lengths int[n]) have each length, each counted once or copies[i] times."""
+    counts = np.zeros(int(lengths.max(initial=0)) + 1, np.int64)
+    for block in blocks(len(lengths)):
+        found = np.bincount(lengths[block] if copies is None else np.repeat(lengths[block], copies[block]))
+        counts[: len(found)] += found
+    return counts
+
+
+def packed_rows(lengths: np.ndarray, sequence_length: int) -> int:
+    """Rows that packing makes of samples of these lengths (int[n], each 1..sequence_length)."""
+    return Packing(histogram(lengths), sequence_length).rows
+
+
+def longest_first(lengths: np.ndarray, order: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """`order` (indices of samples, int[n]) stably sorted from long to short; `counts` is the histogram of its lengths.
+
+    A counting sort by blocks: temporary memory is that of a block.
+    """
+    longest = len(counts) - 1
+    place = counts.sum() - np.cumsum(counts)
+    """int64[longest + 1]: where the next sample of each length goes."""
+    found = np.empty_like(order)
+    for block in blocks(len(order)):
+        samples = order[block]
+        # a stable sort of 16-bit keys is a radix sort, ten times faster than one of int64
+        shortfall = (longest - lengths[samples]).astype(np.uint16 if longest < 2**16 else np.int64)
+        within = np.argsort(shortfall, kind="stable")
+        each = longest - shortfall[within].astype(np.int64)
+        begins = np.flatnonzero(np.diff(each, prepend=-1))
+        runs = np.diff(begins, append=len(each))
+        found[np.repeat(place[each[begins]] - begins, runs) + np.arange(len(each))] = samples[within]
+        place[each[begins]] += runs
+    return found
 
 
 @dataclass
-class _Bins:
-    """Open rows by what is left in them: chunks of row numbers per remaining length, first in, first out."""
+class _Open:
+    """Rows with room, by what is left in them; first in, first out."""
 
-    chunks: dict[int, list[np.ndarray]] = field(default_factory=dict)
-    remaining: list[int] = field(default_factory=list)
-    """The keys of `chunks`, sorted."""
-    count: int = 0
+    groups: dict[int, deque[Group]] = field(default_factory=dict)
+    spaces: list[int] = field(default_factory=list)
+    """The keys of `groups`, sorted."""
+    full: list[Group] = field(default_factory=list)
+    rows: int = 0
 
-    def best(self, length: int) -> int | None:
-        """The smallest remaining length that takes `length`."""
-        place = bisect_left(self.remaining, length)
-        return self.remaining[place] if place < len(self.remaining) else None
+    def put(self, group: Group) -> None:
+        if not group.space:
+            self.full.append(group)
+            return
+        if group.space not in self.groups:
+            insort(self.spaces, group.space)
+            self.groups[group.space] = deque()
+        self.groups[group.space].append(group)
 
-    def put(self, remaining: int, rows: np.ndarray) -> None:
-        if remaining and len(rows):
-            if remaining not in self.chunks:
-                insort(self.remaining, remaining)
-            self.chunks.setdefault(remaining, []).append(rows)
+    def take(self, length: int, count: int, sequence_length: int) -> list[Group]:
+        """The fullest rows that still take `length`, as many as `count` samples need and there are; else new rows."""
+        place = bisect_left(self.spaces, length)
+        if place == len(self.spaces):
+            rows = -(-count // (sequence_length // length))
+            self.rows += rows
+            return [Group(self.rows - rows, rows, sequence_length)]
+        space = self.spaces[place]
+        needed, queue, taken = -(-count // (space // length)), self.groups[space], []
+        while needed and queue:
+            group = queue.popleft()
+            if group.rows > needed:
+                group, rest = group.split(needed)
+                queue.appendleft(rest)
+            taken.append(group)
+            needed -= group.rows
+        if not queue:
+            del self.groups[space], self.spaces[place]
+        return taken
 
-    def take(self, remaining: int, count: int) -> np.ndarray:
-        """At most `count` rows that have `remaining` left."""
-        rows = np.concatenate(self.chunks.pop(remaining))
-        del self.remaining[bisect_left(self.remaining, remaining)]
-        self.put(remaining, rows[count:])
-        return rows[:count]
 
-    def new(self, count: int) -> np.ndarray:
-        self.count += count
-        return np.arange(self.count - count, self.count)
+def best_fit(counts: np.ndarray, sequence_length: int) -> list[Group]:
+    """Best-fit-decreasing (Johnson et al. 1974): the longest first, each into the fullest row that still takes it.
 
-
-def pack(lengths: np.ndarray, order: np.ndarray, sequence_length: int) -> Rows:
-    """Packs samples (`lengths` int[n], each 1..sequence_length) into rows of at most sequence_length tokens.
-
-    Best-fit-decreasing (Johnson et al. 1974): the longest first, each into the fullest row that still takes it.
-    Samples of one length are placed together in `order`'s sequence (int64[n], a permutation), so the work is per
-    distinct length, and the number of rows depends on the lengths alone.
+    Samples of one length are placed together, and a row takes as many of them as it can: it stays the best fit.
     """
-    if not len(lengths):
-        return Rows(np.empty(0, np.int64), np.zeros(1, np.int64))
-    assert lengths.min() > 0 and lengths.max() <= sequence_length
-    # a stable sort of 16-bit keys is a radix sort, ten times faster than one of int64
-    shortfall = (sequence_length - lengths[order]).astype(np.uint16 if sequence_length < 2**16 else np.int64)
-    samples = order[np.argsort(shortfall, kind="stable")]
-    row_of = np.empty(len(samples), np.int64)
-    histogram = np.bincount(lengths)
-    bins, start = _Bins(), 0
-    for length in np.flatnonzero(histogram)[::-1].tolist():
-        stop = start + int(histogram[length])
-        _place(bins, length, sequence_length, row_of[start:stop])
-        start = stop
-    by_row = np.argsort(row_of, kind="stable")
-    offsets = np.concatenate(([0], np.cumsum(np.bincount(row_of, minlength=bins.count))))
-    return Rows(samples[by_row], offsets)
+    rows, start = _Open(), 0
+    for length in np.flatnonzero(counts)[::-1].tolist():
+        count = int(counts[length])
+        while count:
+            for group in rows.take(length, count, sequence_length):
+                each = group.space // length
+                if group.rows * each <= count:
+                    rows.put(group.add(length, start, each))
+                    placed = group.rows * each
+                else:  # the last row gets fewer
+                    most, last = group.split(group.rows - 1)
+                    placed = count
+                    if most.rows:
+                        rows.put(most.add(length, start, each))
+                    rows.put(last.add(length, start + most.rows * each, count - most.rows * each))
+                start, count = start + placed, count - placed
+    return rows.full + [group for queue in rows.groups.values() for group in queue]
 
 
-def _place(bins: _Bins, length: int, sequence_length: int, row_of: np.ndarray) -> None:
-    """Writes into `row_of` the rows for len(row_of) samples of one length.
-
-    A row with `remaining` left takes remaining // length of them one after another, since it stays the best fit.
-    """
-    done = 0
-    while done < len(row_of) and (remaining := bins.best(length)) is not None:
-        each = remaining // length
-        rows = bins.take(remaining, -(-(len(row_of) - done) // each))
-        done += _fill(bins, rows, each, remaining, length, row_of[done:])
-    if done < len(row_of):
-        each = sequence_length // length
-        rows = bins.new(-(-(len(row_of) - done) // each))
-        _fill(bins, rows, each, sequence_length, length, row_of[done:])
-
-
-def _fill(bins: _Bins, rows: np.ndarray, each: int, remaining: int, length: int, row_of: np.ndarray) -> int:
-    """Puts `each` samples into every row (the last may get fewer) and files the rows by what is left."""
-    count = min(len(rows) * each, len(row_of))
-    row_of[:count] = np.repeat(rows, each)[:count]
-    last = count - (len(rows) - 1) * each
-    bins.put(remaining - each * length, rows[:-1])
-    bins.put(remaining - last * length, rows[-1:])
-    return count
+def filled(counts: np.ndarray, sequence_length: int) -> list[Group]:
+    """Rows of the patterns that `filling` finds."""
+    start = counts.sum() - np.cumsum(counts)
+    groups, first = [], 0
+    for rows, pattern in fill(counts, sequence_length):
+        group = Group(first, rows, sequence_length)
+        for length, each in pattern:
+            group = group.add(length, int(start[length]), each)
+            start[length] += rows * each
+        groups.append(group)
+        first += rows
+    return groups
