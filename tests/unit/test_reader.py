@@ -74,7 +74,7 @@ def url(folder) -> str:
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_union_over_ranks_is_one_global_batch_for_every_world(url, folder, packing):
     prepared, order = open_at(url, folder, packing=packing)
-    for step in range(1, 2 * order.batches + 1):
+    for step in range(1, 2 * order.batches_of(0) + 1):
         whole = Reader(prepared, order, 0, 1, 1).step(step)
         for workers in range(1, 9):
             parts = [Reader(prepared, order, rank, workers, 2).step(step) for rank in range(workers)]
@@ -93,14 +93,16 @@ def test_the_union_over_ranks_is_one_global_batch_for_every_world(url, folder, p
 def test_tiny_data_keep_all_ranks_in_step(tmp_path_factory, count, workers, micro, packing):
     folder = tmp_path_factory.mktemp("tiny")
     prepared, order = open_at(write(folder, [9] * count), folder, packing=packing)
-    parts = [list(Reader(prepared, order, rank, workers, micro).steps(1, order.batches)) for rank in range(workers)]
+    parts = [
+        list(Reader(prepared, order, rank, workers, micro).steps(1, order.batches_of(0))) for rank in range(workers)
+    ]
     assert sorted(number for part in parts for step in part for number in seen(step)) == list(range(count))
     assert len({tuple(len(step.micro_batches) for step in part) for part in parts}) == 1
 
 
 def test_resuming_at_any_step_reads_the_same_as_never_having_stopped(url, folder):
     prepared, order = open_at(url, folder)
-    last = 2 * order.batches + 1
+    last = 2 * order.batches_of(0) + 1
     whole = [seen(step) for step in Reader(prepared, order, 1, 2, 1).steps(1, last)]
     for first in range(1, last + 1):
         again, order = open_at(url, folder)
