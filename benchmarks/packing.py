@@ -90,7 +90,9 @@ def comparable(probe: dict) -> tuple[bool, str]:
     seconds = 10 * probe["seconds"]
     needed = probe["bytes_imported"] + 10 * (probe["peak_bytes"] - probe["bytes_imported"])
     free = psutil.virtual_memory().available
-    why = f"foreseen for ten times {probe['samples']:,}: {seconds:.0f} s, {needed / 1e9:.1f} of the {free / 1e9:.1f} GB that are free"
+    why = (
+        f"foreseen for ten times {probe['samples']:,}: {seconds:.0f} s, {needed / 1e9:.1f} of {free / 1e9:.1f} GB free"
+    )
     return seconds < LIMIT_S and needed < 0.6 * free, why
 
 
