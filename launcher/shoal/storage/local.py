@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shoal.errors import Problem, StorageError
-from shoal.storage.objects import Children, ObjectInfo
+from shoal.storage.objects import Children, ObjectInfo, replaced
 
 PARTIAL = ".shoal-part"
 """Ending of a file that is still being written; never listed."""
@@ -64,6 +64,10 @@ def replacing(path: Path, if_absent: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_size:x}-{status.st_mtime_ns:x}"
+
+
 def _to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -84,23 +88,30 @@ class LocalFiles:
     def _info(self, path: Path | os.DirEntry) -> ObjectInfo:
         status = path.stat()
         url = self._prefix + os.fspath(path).removeprefix(self._root)
-        return ObjectInfo(url, status.st_size, f"{status.st_size:x}-{status.st_mtime_ns:x}")
+        return ObjectInfo(url, status.st_size, _etag(status))
 
     def read(self, url: str) -> bytes:
         with answering(url):
             return self.path(url).read_bytes()
 
-    def read_ranges(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        with answering(url), self.path(url).open("rb") as file:
+    def read_ranges(self, url: str, ranges: Sequence[tuple[int, int]], etag: str | None) -> list[bytes]:
+        with answering(url), self._opened(url, etag) as file:
             found = []
             for start, end in ranges:
                 file.seek(start)
                 found.append(file.read(end - start))
             return found
 
-    def open(self, url: str) -> BinaryIO:
+    def open(self, url: str, etag: str | None) -> BinaryIO:
         with answering(url):
-            return self.path(url).open("rb")
+            return self._opened(url, etag)
+
+    def _opened(self, url: str, etag: str | None) -> BinaryIO:
+        file = self.path(url).open("rb")
+        if etag and _etag(os.fstat(file.fileno())) != etag:
+            file.close()
+            raise replaced(url)
+        return file
 
     def write(self, url: str, data: bytes, if_absent: bool) -> None:
         with answering(url), replacing(self.path(url), if_absent) as temporary:

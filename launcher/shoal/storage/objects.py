@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
 
+from shoal.errors import Problem, StorageError
+
 MAGIC = frozenset("*?[")
 
 
@@ -24,6 +26,12 @@ class Children:
     folders: list[str]
     """Urls ending in "/"."""
     objects: list[ObjectInfo]
+
+
+def replaced(url: str) -> StorageError:
+    """What to say of an object that is not the one whose etag was given."""
+    fix = "plan again, or put the object back as it was"
+    return StorageError(Problem(url, "was replaced since the plan was made", fix))
 
 
 class Tree(Protocol):

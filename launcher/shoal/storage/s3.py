@@ -1,33 +1,39 @@
-"""s3:// as a store, through s3fs. Keys are found by reference when the client is made, and never kept by us."""
+"""s3:// as a store, through obstore. Reads are ranges of known length, pinned to an etag where one is given."""
 
-import errno
-import io
-import json
 import os
 import re
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from shoal import store
 from shoal.errors import Problem, StorageError
-from shoal.spec.cluster import CredentialRef, S3Spec
-from shoal.storage.answers import answer, code_of
-from shoal.storage.objects import Children, ObjectInfo
+from shoal.spec.cluster import S3Spec
+from shoal.storage.answers import answer, cause_of, passing
+from shoal.storage.client import connect, make_bucket, need_own_runtime
+from shoal.storage.faults import Fault, Retries, Truncated
+from shoal.storage.objects import Children, ObjectInfo, replaced
+from shoal.storage.ranges import PIECE, Range, cut, requests, split
+from shoal.storage.stream import stream
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
+
+T = TypeVar("T")
 
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-PART = 16 << 20
+PART = 8 << 20
 """Bytes per part of a large upload; an object has at most 10,000 parts."""
-LOCAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ENOTDIR})
-"""Errors of this machine's disk during a download; without the store's code they are not about the object."""
-STREAM_BUFFER = 8 << 20
-STREAM_RANGES = 4
-"""A stream fills its buffer by so many requests at once: one request alone does not fill the line."""
+PARTS_AT_ONCE = 8
+SIDE_BY_SIDE = 8
+"""Requests at once of one Storage."""
+SMALL = 1 << 20
+"""Requests up to here go to the client in one call: it overlaps them with less work than threads do."""
 
 
-def split(url: str) -> tuple[str, str]:
+def split_url(url: str) -> tuple[str, str]:
     """Bucket and key of "s3://BUCKET/KEY"; the key may be empty. Raises StorageError for an impossible bucket."""
     bucket, _, key = url.removeprefix("s3://").partition("/")
     if not BUCKET.fullmatch(bucket):
@@ -36,263 +42,295 @@ def split(url: str) -> tuple[str, str]:
     return bucket, key
 
 
-def key_pair(credentials: CredentialRef) -> dict[str, str]:
-    """s3fs's `key` and `secret`, looked up by reference; empty when the AWS chain is to be asked."""
-    where = "storage.s3.credentials"
-    if credentials.access_key_env or credentials.secret_key_env:
-        names = {"access_key_env": credentials.access_key_env, "secret_key_env": credentials.secret_key_env}
-        problems = [
-            Problem(
-                f"{where}.{field}", f"the variable {name} is not set" if name else "is missing beside the other", fix
-            )
-            for field, name in names.items()
-            if not (name and os.environ.get(name))
-            for fix in ["set it, or name another"]
-        ]
-        if problems:
-            raise StorageError(*problems)
-        return {"key": os.environ[str(names["access_key_env"])], "secret": os.environ[str(names["secret_key_env"])]}
-    if credentials.file:
-        path = Path(credentials.file).expanduser()
-        try:
-            if path.stat().st_mode & stat.S_IROTH:
-                raise StorageError(Problem(f"{where}.file", f"everybody can read {path}", f"chmod 600 {path}"))
-            body = json.loads(path.read_text())
-            return {"key": str(body["access_key"]), "secret": str(body["secret_key"])}
-        except StorageError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            fix = 'write {"access_key": "...", "secret_key": "..."} there, mode 0600'
-            raise StorageError(Problem(f"{where}.file", f"{path} cannot be read as a key file", fix)) from error
-    return {}
-
-
-def connect(s3: S3Spec) -> Any:
-    """A new s3fs file system. It cannot be pickled or used after a fork."""
-    from s3fs import S3FileSystem
-
-    endpoint, region, anonymous = s3.endpoint_url, s3.region, s3.credentials.anonymous
-    options: dict[str, Any] = {"profile": s3.credentials.profile} if s3.credentials.profile else {}
-    if s3.server == "embedded":
-        server = store.connection(s3)
-        endpoint, anonymous, options = server.endpoint, False, {"key": server.access_key, "secret": server.secret_key}
-    else:
-        options |= key_pair(s3.credentials)
-    config: dict[str, Any] = {
-        # Fails within seconds when nothing listens, yet outlives a slow part of a large upload.
-        "connect_timeout": 3,
-        "read_timeout": 60,
-        "retries": {"mode": "standard", "total_max_attempts": 3},
-        "max_pool_connections": 32,
-    }
-    if endpoint:
-        # Stores other than AWS know paths rather than host names, and often not the newer checksum trailers.
-        config |= {
-            "s3": {"addressing_style": "path"},
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-        }
-    if s3.server == "embedded":
-        # It listens on loopback, where no proxy leads.
-        config["proxies"] = {}
-    return S3FileSystem(
-        anon=anonymous,
-        endpoint_url=endpoint,
-        client_kwargs={"region_name": region or "us-east-1"} if region or endpoint else {},
-        config_kwargs=config,
-        use_listings_cache=False,
-        skip_instance_cache=True,
-        **options,
-    )
-
-
 class S3Objects:
-    """Objects named "s3://BUCKET/KEY". One per process: made anew after pickling and after a fork."""
+    """Objects named "s3://BUCKET/KEY". Clients are made per process and bucket, anew after pickling."""
 
-    def __init__(self, s3: S3Spec):
+    def __init__(self, s3: S3Spec, on_fault: Callable[[Fault], None] | None = None):
         self._s3 = s3
-        self._client: tuple[int, Any] | None = None
+        self._retries = Retries(partial(passing, s3=s3), on_fault)
+        self._clients: dict[tuple[str, bool], S3Store] = {}
+        self._threads: ThreadPoolExecutor | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_s3": self._s3, "_client": None}
+    def __reduce__(self) -> Any:
+        return S3Objects, (self._s3,)
+
+    def _client(self, url: str, parts: bool = False) -> "S3Store":
+        bucket = split_url(url)[0]
+        need_own_runtime(url)
+        if (bucket, parts) not in self._clients:
+            self._clients[bucket, parts] = connect(self._s3, bucket, parts)
+        return self._clients[bucket, parts]
 
     @property
-    def _fs(self) -> Any:
-        if self._client is None or self._client[0] != os.getpid():
-            self._client = (os.getpid(), connect(self._s3))
-        return self._client[1]
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="shoal-s3")
+        return self._threads
 
     @contextmanager
     def _answering(self, url: str) -> Iterator[None]:
-        from aiohttp import ClientError
-        from botocore.exceptions import BotoCoreError
-        from botocore.exceptions import ClientError as StoreError
+        from obstore.exceptions import BaseError
 
         try:
             yield
         except (StorageError, FileExistsError):
             raise
-        except (OSError, BotoCoreError, StoreError, ClientError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in LOCAL and not code_of(error):
-                raise
-            if isinstance(error, FileNotFoundError) and code_of(error) in ("", "404"):
-                self.need_bucket(url)
+        except (BaseError, FileNotFoundError, ValueError, Truncated) as error:
             raise answer(error, url, self._s3) from error
 
-    def need_bucket(self, url: str) -> None:
-        """Tells a missing bucket from a missing object: the store answers 404 to both."""
-        bucket = split(url)[0]
-        try:
-            self._fs.call_s3("head_bucket", Bucket=bucket)
-        except FileNotFoundError as error:
-            fix = "check its name and the endpoint, or make it"
-            raise StorageError(Problem(url, f"no bucket {bucket!r}", fix)) from error
-        except PermissionError:
-            # A key may be allowed to read objects and yet not to ask for the bucket.
-            return
+    def _run(self, url: str, operation: str, call: Callable[[], T], size: int = 0) -> T:
+        with self._answering(url):
+            return self._retries.run(url, operation, call, size)
 
-    def _path(self, url: str) -> str:
-        return "/".join(split(url))
+    def _each(self, call: Callable[[Range], T], ranges: Iterable[Range]) -> list[T]:
+        """`call` for every range, side by side; the first failure ends it, once what has begun is over."""
+        futures = [self._pool.submit(call, one) for one in ranges]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            future.cancel()
+        wait(futures)
+        return [future.result() for future in futures if not future.cancelled()]
+
+    # Reading
+
+    def _get(self, url: str, one: Range, etag: str | None) -> tuple[ObjectInfo, Any]:
+        """One request: what the object is, and the body of `one`, which is shorter only where the object ends."""
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        client, key = self._client(url), split_url(url)[1]
+        options: dict[str, Any] = {"range": one} | ({"if_match": f'"{etag}"'} if etag else {})
+
+        def call() -> tuple[ObjectInfo, Any]:
+            try:
+                found = obstore.get(client, key, options=options)  # pyright: ignore[reportArgumentType]
+            except PreconditionError as error:
+                raise self._replaced(url) from error
+            info = ObjectInfo(url, found.meta["size"], (found.meta["e_tag"] or "").strip('"'))
+            # A store may not know If-Match.
+            if etag and info.etag and info.etag != etag:
+                raise self._replaced(url)
+            body = found.bytes()
+            wanted = min(one[1], info.size) - one[0]
+            if len(body) != wanted:
+                raise Truncated(len(body), wanted)
+            return info, body
+
+        return self._retries.run(url, "get", call, one[1] - one[0])
+
+    def _replaced(self, url: str) -> StorageError:
+        self._retries.tell(Fault(url, "get", "was replaced", 1, 0.0))
+        return replaced(url)
+
+    def _piece(self, url: str, one: Range, etag: str | None) -> Any:
+        """The body of one request. Past the object's end it is empty."""
+        from obstore.exceptions import GenericError
+
+        with self._answering(url):
+            try:
+                return self._get(url, one, etag)[1]
+            except GenericError as error:
+                if cause_of(error).status != 416:
+                    raise
+                return b""
+
+    def _first(self, url: str) -> tuple[ObjectInfo, bytes]:
+        """What the object is, and its first piece."""
+        from obstore.exceptions import GenericError
+
+        with self._answering(url):
+            try:
+                info, body = self._get(url, (0, PIECE), None)
+                return info, bytes(body)
+            except GenericError as error:
+                # The answer to any range of an empty object.
+                if cause_of(error).status != 416:
+                    raise
+                info = self.find(url)
+                if info is None or info.size:
+                    raise
+                return info, b""
 
     def read(self, url: str) -> bytes:
-        with self._answering(url):
-            return self._fs.cat_file(self._path(url))
+        info, first = self._first(url)
+        rest = self._each(lambda one: self._piece(url, one, info.etag), split(len(first), info.size))
+        return b"".join([first, *rest]) if rest else first
 
-    def read_ranges(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        wanted = [(start, end) for start, end in ranges if end > start]
-        with self._answering(url):
-            starts, ends = [start for start, _ in wanted], [end for _, end in wanted]
-            found = iter(self._fs.cat_ranges([self._path(url)] * len(wanted), starts, ends, on_error="raise"))
-        return [next(found) if end > start else b"" for start, end in ranges]
+    def read_ranges(self, url: str, ranges: Sequence[Range], etag: str | None) -> list[bytes]:
+        sent = requests([(start, end) for start, end in ranges if end > start])
+        small = [] if etag else [one for one in sent if one[1] - one[0] <= SMALL]
+        bodies = dict(zip(small, self._batch(url, small), strict=True))
+        large = [one for one in sent if one not in bodies]
+        bodies |= zip(large, self._each(lambda one: self._piece(url, one, etag), large), strict=True)
+        views = [memoryview(bodies[one]) for one in sent]
+        return [cut(one, sent, views) for one in ranges]
 
-    def open(self, url: str) -> BinaryIO:
+    def _batch(self, url: str, small: Sequence[Range]) -> list[Any]:
+        """Bodies of small requests. When one fails, the client says no more than that: they are then sent one by one."""
+        if len(small) < 2:
+            return [self._piece(url, one, None) for one in small]
+        import obstore
+
+        client, key = self._client(url), split_url(url)[1]
+        tried = False
+
+        def call() -> list[Any]:
+            nonlocal tried
+            if tried:
+                return self._each(lambda one: self._piece(url, one, None), small)
+            tried = True
+            starts, ends = zip(*small, strict=True)
+            bodies = obstore.get_ranges(client, key, starts=starts, ends=ends, coalesce=0)
+            short = [(len(body), end - start) for body, (start, end) in zip(bodies, small, strict=True)]
+            if any(got != wanted for got, wanted in short):
+                info = self.find(url)
+                if info is not None and info.size >= max(ends):
+                    raise Truncated(*next(pair for pair in short if pair[0] != pair[1]))
+            return bodies
+
+        try:
+            return self._run(url, "get", call, sum(end - start for start, end in small))
+        except StorageError as error:
+            if cause_of(error.__cause__ or error).status != 416:
+                raise
+            return self._each(lambda one: self._piece(url, one, None), small)
+
+    def open(self, url: str, etag: str | None) -> BinaryIO:
         info = self.find(url)
         if info is None:
             self.need_bucket(url)
             raise StorageError(Problem(url, "no such object", "check the name"))
-        return io.BufferedReader(_Stream(self, url, info.size), STREAM_BUFFER)
-
-    def write(self, url: str, data: bytes, if_absent: bool) -> None:
-        with self._answering(url):
-            try:
-                self._fs.pipe_file(
-                    self._path(url), data, chunksize=_part(len(data)), mode="create" if if_absent else "overwrite"
-                )
-            except OSError as error:
-                # s3fs raises FileExistsError for AWS's answer alone; other stores leave out the failed condition's name.
-                if if_absent and code_of(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
-                    raise FileExistsError(url) from error
-                raise
-
-    def upload(self, source: Path, url: str) -> None:
-        with self._answering(url):
-            self._fs.put_file(str(source), self._path(url), chunksize=_part(source.stat().st_size))
+        if etag and info.etag != etag:
+            raise self._replaced(url)
+        # Pinned to what was found: a stream never joins two versions.
+        return stream(info.size, lambda start, end: bytes(self._piece(url, (start, end), info.etag)), self._pool)
 
     def download(self, url: str, target: Path) -> None:
-        with self._answering(url):
-            self._fs.get_file(self._path(url), str(target))
+        info, first = self._first(url)
+        with target.open("wb") as file:
+            file.write(first)
+            file.flush()
+
+            def fetch(one: Range) -> None:
+                os.pwrite(file.fileno(), self._piece(url, one, info.etag), one[0])
+
+            self._each(fetch, split(len(first), info.size))
+
+    # Asking
 
     def find(self, url: str) -> ObjectInfo | None:
-        bucket, key = split(url)
+        import obstore
+        from obstore.exceptions import BaseError
+
+        client, key = self._client(url), split_url(url)[1]
         if not key:
             return None
         with self._answering(url):
             try:
-                head = self._fs.call_s3("head_object", Bucket=bucket, Key=key)
+                meta = self._retries.run(url, "head", lambda: obstore.head(client, key))
             except FileNotFoundError:
                 return None
-            return ObjectInfo(url, head["ContentLength"], head["ETag"].strip('"'))
+            except BaseError as error:
+                if passing(error, self._s3) or not cause_of(error).status:
+                    raise
+                # The answer to HEAD has no body and so no reason: asked for a byte, the store gives it.
+                return self._get(url, (0, 1), None)[0]
+            return ObjectInfo(url, meta["size"], (meta["e_tag"] or "").strip('"'))
+
+    def need_bucket(self, url: str) -> None:
+        """Tells a missing bucket from a missing object: to HEAD the store answers 404 to both."""
+        import obstore
+
+        client, key = self._client(url), split_url(url)[1]
+        try:
+            # Nothing lies under the name of an object, so the answer is short.
+            self._run(url, "list", lambda: obstore.list_with_delimiter(client, f"{key.rstrip('/')}/" if key else None))
+        except StorageError as error:
+            # A key may be allowed to read objects and yet not to list them.
+            if cause_of(error.__cause__ or error).status != 403:
+                raise
 
     def children(self, url: str) -> Children:
-        folders, objects = [], []
-        for page in self._pages(url, Delimiter="/"):
-            folders += [f"s3://{split(url)[0]}/{one['Prefix']}" for one in page.get("CommonPrefixes", [])]
-            objects += self._infos(url, page)
-        return Children(folders, objects)
+        import obstore
+
+        client, (bucket, prefix) = self._client(url), split_url(url)
+        found = self._run(url, "list", lambda: obstore.list_with_delimiter(client, prefix or None))
+        folders = [f"s3://{bucket}/{path}/" for path in found["common_prefixes"]]
+        return Children(folders, self._infos(bucket, prefix, found["objects"]))
 
     def under(self, url: str) -> list[ObjectInfo]:
-        return [one for page in self._pages(url) for one in self._infos(url, page)]
+        import obstore
 
-    def _infos(self, url: str, page: dict[str, Any]) -> list[ObjectInfo]:
-        bucket = split(url)[0]
+        client, (bucket, prefix) = self._client(url), split_url(url)
+
+        def call() -> list[Any]:
+            return [one for page in obstore.list(client, prefix or None, chunk_size=1000) for one in page]
+
+        found = self._infos(bucket, prefix, self._run(url, "list", call))
+        return self._without_markers(found)
+
+    def _infos(self, bucket: str, prefix: str, objects: Iterable[Any]) -> list[ObjectInfo]:
         return [
-            ObjectInfo(f"s3://{bucket}/{one['Key']}", one["Size"], one["ETag"].strip('"'))
-            for one in page.get("Contents", [])
-            if not one["Key"].endswith("/")
+            ObjectInfo(f"s3://{bucket}/{one['path']}", one["size"], (one["e_tag"] or "").strip('"'))
+            for one in objects
+            if one["path"].startswith(prefix)
         ]
 
-    def _pages(self, url: str, **options: str) -> Iterator[dict[str, Any]]:
-        bucket, prefix = split(url)
-        token: dict[str, str] = {}
-        while True:
-            with self._answering(url):
-                page = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **options, **token)
-            yield page
-            if not page.get("IsTruncated"):
-                return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+    def _without_markers(self, found: list[ObjectInfo]) -> list[ObjectInfo]:
+        """Without the empty objects "FOLDER/" that other tools make: the client lists them without their slash."""
+        doubtful = {one.url.rpartition("/")[0] + "/" for one in found if one.size == 0}
+        real = {one.url for folder in doubtful for one in self.children(folder).objects}
+        return [one for one in found if one.size or one.url in real]
+
+    # Writing
+
+    def write(self, url: str, data: bytes, if_absent: bool) -> None:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        if len(data) > PART and not if_absent:
+            self._upload(url, data, len(data))
+            return
+        client, key = self._client(url), split_url(url)[1]
+        sent_before = False
+
+        def call() -> None:
+            nonlocal sent_before
+            try:
+                mode = "create" if if_absent else "overwrite"
+                obstore.put(client, key, data, mode=mode, use_multipart=False)
+            except AlreadyExistsError as error:
+                # An answer may have been lost after the store had written: then what lies there is ours.
+                if not (sent_before and self.read(url) == data):
+                    raise FileExistsError(url) from error
+            finally:
+                sent_before = True
+
+        self._run(url, "put", call)
+
+    def upload(self, source: Path, url: str) -> None:
+        self._upload(url, source, source.stat().st_size)
+
+    def _upload(self, url: str, data: bytes | Path, size: int) -> None:
+        import obstore
+
+        part = max(PART, -(-size // 10_000))
+        client, key = self._client(url, parts=size > part), split_url(url)[1]
+        self._run(
+            url,
+            "upload",
+            lambda: obstore.put(client, key, data, chunk_size=part, max_concurrency=PARTS_AT_ONCE),
+        )
 
     def delete(self, url: str) -> None:
-        bucket, key = split(url)
-        if not url.endswith("/"):
-            with self._answering(url):
-                self._fs.call_s3("delete_object", Bucket=bucket, Key=key)
-            return
-        keys = [{"Key": split(one.url)[1]} for one in self.under(url)]
-        for first in range(0, len(keys), 1000):
-            with self._answering(url):
-                batch = {"Objects": keys[first : first + 1000], "Quiet": True}
-                failed = self._fs.call_s3("delete_objects", Bucket=bucket, Delete=batch).get("Errors", [])
-            if failed:
-                what = f"{len(failed)} objects could not be deleted ({failed[0].get('Code')})"
-                raise StorageError(Problem(url, what, "check the key's rights and delete again"))
+        import obstore
+
+        client, key = self._client(url), split_url(url)[1]
+        keys = [split_url(one.url)[1] for one in self.under(url)] if url.endswith("/") else [key]
+        if keys:
+            self._run(url, "delete", lambda: obstore.delete(client, keys if len(keys) > 1 else keys[0]))
 
     def make_bucket(self, bucket: str) -> None:
         url = f"s3://{bucket}/"
-        split(url)
-        with self._answering(url):
-            try:
-                self._fs.mkdir(bucket)
-            except FileExistsError:
-                return
-
-
-def _part(size: int) -> int:
-    return max(PART, -(-size // 10_000))
-
-
-class _Stream(io.RawIOBase):
-    """An object as a seekable raw stream of `size` bytes; a BufferedReader in front asks for large pieces."""
-
-    def __init__(self, objects: S3Objects, url: str, size: int):
-        self._objects, self._url, self._size, self._place = objects, url, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence])
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def readall(self) -> bytes:
-        # The inherited one would ask for 8 KiB at a time.
-        rest = bytearray(max(0, self._size - self._place))
-        self.readinto(rest)
-        return bytes(rest)
-
-    def readinto(self, buffer: Any) -> int:
-        start, end = self._place, min(self._size, self._place + len(buffer))
-        if start >= end:
-            return 0
-        step = max(64 << 10, -(-(end - start) // STREAM_RANGES))
-        ranges = [(first, min(first + step, end)) for first in range(start, end, step)]
-        data = b"".join(self._objects.read_ranges(self._url, ranges))
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+        client = self._client(url)
+        self._run(url, "put", lambda: make_bucket(client))
