@@ -14,6 +14,7 @@ import numpy as np
 
 PERMUTATIONS = 128
 SEED = 1
+BLANK = np.uint32(2**32 - 1)
 SHINGLE_WORDS = 3
 """Words that follow each other and count as one feature: long enough that common words do not make rows alike."""
 THRESHOLD = 0.8
@@ -26,17 +27,20 @@ BLOCK = 1 << 16
 
 # scripts without spaces between words: each character is a word
 _ALONE = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
+_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s.,;:!?\"'’“”…]")
+"""Signs are words too, for `5 + 3` is not `5 - 3`; those that only close a sentence are not."""
 
 
 def shingles(text: str) -> list[str]:
-    """Each SHINGLE_WORDS words that follow each other, in lower case and without punctuation; all of a shorter text."""
+    """Each SHINGLE_WORDS words that follow each other, in lower case; all of a shorter text, nothing of one without."""
     words = _WORD.findall(text.lower())
-    return [" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))]
+    if len(words) < SHINGLE_WORDS:
+        return [" ".join(words)] if words else []
+    return [" ".join(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)]
 
 
 def signatures(texts: Sequence[str]) -> np.ndarray:
-    """uint32[len(texts), PERMUTATIONS]."""
+    """uint32[len(texts), PERMUTATIONS]; all BLANK for a text without words."""
     from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module
 
     if not texts:
