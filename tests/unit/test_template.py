@@ -59,9 +59,9 @@ def load(tokenizer_folder):
     return load
 
 
-def learnt(sample, tokenizer, sequence_length=256) -> list[str]:
+def learnt(sample, tokenizer, sequence_length=256, **options) -> list[str]:
     """The runs of learnt tokens, as text."""
-    encoded = encode(sample, tokenizer, sequence_length, "reject")
+    encoded = encode(sample, tokenizer, sequence_length, "reject", **options)
     assert not isinstance(encoded, Rejected), encoded
     (one,) = encoded
     runs, inside = [], False
@@ -112,11 +112,121 @@ def test_a_thought_that_the_data_hold_is_learnt(load):
     assert learnt(sample, load(CHATML)) == ["<think>\nhm\n</think>\n\nhello<|im_end|>"]
 
 
-def test_a_template_that_writes_earlier_answers_differently_is_refused(load):
-    rejected = encode(TWO, load(THINKING), 256, "reject")
+def test_each_answer_is_learnt_as_it_stands_in_the_whole_where_a_template_rewrites_earlier_ones(load):
+    tokenizer = load(THINKING)
+    assert learnt(TWO, tokenizer) == ["It is two.<|im_end|>", "Yes.<|im_end|>"]
+    (one,) = encode(TWO, tokenizer, 256, "reject")
+    assert tokenizer.decode(one.input_ids).count("<think>") == 1
+
+
+def test_an_answer_whose_beginning_a_template_hides_is_refused(load):
+    closing = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    rejected = encode(ONE, load(closing), 256, "reject")
     assert isinstance(rejected, Rejected)
     assert rejected.cause == "unstable-template"
-    assert "messages[1]" in rejected.detail
+    assert "messages[1]: the chat template writes its generation prompt" in rejected.detail
+
+
+def test_an_answer_without_an_end_of_its_own_in_the_middle_is_refused(load):
+    ending = (  # only the last answer is ended
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+        "{% if loop.last and m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert learnt(ONE, load(ending)) == ["It is two.<|im_end|>"]
+    rejected = encode(TWO, load(ending), 256, "reject")
+    assert isinstance(rejected, Rejected) and rejected.cause == "unstable-template"
+
+
+# train_on and weights
+
+
+@pytest.mark.parametrize("template", [CHATML, THINKING, BRACKETS], ids=["chatml", "thinking", "brackets"])
+def test_train_on_says_which_answers_are_learnt(load, template):
+    tokenizer = load(template)
+    answers = [run.strip() for run in learnt(TWO, tokenizer)]
+    assert [run.strip() for run in learnt(TWO, tokenizer, train_on="last")] == answers[-1:]
+    (whole,) = encode(TWO, tokenizer, 256, "reject", "all")
+    assert whole.loss_mask.all()
+    (alone,) = encode(TWO, tokenizer, 256, "reject", "last")
+    assert whole.input_ids.tolist() == alone.input_ids.tolist()
+
+
+def test_what_has_weight_0_is_never_learnt(load):
+    tokenizer = load(CHATML)
+    messages = (*ONE.messages[:1], Message("assistant", "It is two.", learn=False), *TWO.messages[2:])
+    sample = Conversation(messages)
+    assert learnt(sample, tokenizer) == ["Yes.<|im_end|>"]
+    assert learnt(sample, tokenizer, train_on="all") == [
+        "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n",
+        "\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n",
+    ]
+    for train_on, last in (("assistant", messages[:2]), ("last", messages[:2])):
+        rejected = encode(Conversation(last), tokenizer, 256, "reject", train_on)
+        assert rejected == Rejected("no-target", "every answer to learn has weight 0")
+
+
+def test_a_given_beginning_is_learnt_by_train_on_all_alone(load):
+    tokenizer = load(CHATML)
+    sample = Conversation(TWO.messages, given=3)
+    assert learnt(sample, tokenizer) == ["Yes.<|im_end|>"]
+    assert encode(sample, tokenizer, 256, "reject", "all")[0].loss_mask.all()
+
+
+def test_train_on_all_learns_the_prompt_of_a_completion_too(load):
+    assert learnt(Completion("1 + 1 =", " 2"), load(None), train_on="all") == ["1 + 1 = 2<|im_end|>"]
+    assert learnt(ONE, load(CHATML), train_on="all")[0].startswith("<|im_start|>user\nWhat")
+
+
+# templates of one's own
+
+
+def test_a_template_in_place_of_the_models_own(load):
+    mine = CHATML.replace("{{ m.role }}", "{{ m.role | upper }}").replace("assistant", "ASSISTANT")
+    tokenizer = load(None)
+    assert learnt(ONE, tokenizer, chat_template=mine) == ["It is two.<|im_end|>"]
+    (one,) = encode(ONE, tokenizer, 256, "reject", chat_template=mine)
+    assert "<|im_start|>USER\nWhat is 1 + 1?" in tokenizer.decode(one.input_ids)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for m in messages %}{{ m.content }}", "is not valid Jinja: .* in line 1"),
+        ("a\n{{ messages | nofilter }}", "is not valid Jinja: .*nofilter.* in line 2"),
+        ("{% for m in messages %}{{ m.content + 3 }}{% endfor %}", "cannot write a question and its answer"),
+        ("{{ messages[9].content.x }}", "cannot write a question and its answer"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not write what the assistant says"),
+        ("", "does not write what the assistant says"),
+    ],
+)
+def test_a_broken_template_is_one_answer_and_not_one_per_row(load, template, words):
+    with pytest.raises(ModelError, match=rf"data\.chat_template: the chat template {words}"):
+        encode(ONE, load(), 256, "reject", chat_template=template)
+    if template:
+        with pytest.raises(ModelError, match=rf"model\.base: the chat template {words}.*data\.chat_template"):
+            encode(ONE, load(template), 256, "reject")
+
+
+def test_generation_blocks_are_the_answers(load):
+    marked = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{{ '\\n' }}"
+        "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = load(marked)
+    messages = [message.as_dict() for message in TWO.messages]
+    theirs = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+    (ours,) = encode(TWO, tokenizer, 256, "reject")
+    (derived,) = encode(TWO, load(CHATML), 256, "reject")
+    assert ours.input_ids.tolist() == theirs["input_ids"] == derived.input_ids.tolist()
+    assert ours.loss_mask.astype(int).tolist() == theirs["assistant_masks"] == derived.loss_mask.astype(int).tolist()
+    assert learnt(TWO, load(marked), train_on="last") == ["Yes.<|im_end|>"]
+    once = marked.replace("{% if m.role == 'assistant' %}", "{% if m.role == 'assistant' and loop.last %}")
+    assert learnt(TWO, load(once)) == ["Yes.<|im_end|>"]
+    rejected = encode(TWO, load(once), 256, "reject", "last")
+    assert isinstance(rejected, Rejected) and "marks 1 pieces for 2 answers" in rejected.detail
 
 
 def test_what_the_template_refuses_is_rejected_and_its_neighbours_are_not(load):
