@@ -37,8 +37,6 @@ HEAD_BYTES = 256 << 10
 """Bytes read of each of them, as stored: enough that reading ahead does not spoil the estimate."""
 PARQUET_ROWS = 100
 """Rows read of a Parquet object, which knows its number of rows."""
-ARRAY_LIMIT = 16 << 20
-"""A JSON array is read whole or not at all; above this size it is told to be other than an array."""
 CHARACTERS_PER_TOKEN = 4
 TURN_TOKENS = 5
 """What a chat template adds to a message."""
@@ -199,11 +197,6 @@ def _head(source: SourceObject, storage: Storage) -> _Head:
     """The first rows, and from the bytes that they took how many the object has."""
     if source.url.lower().endswith(".parquet"):
         return _parquet_head(source, storage)
-    if source.url.lower().endswith(".json") and source.size > ARRAY_LIMIT:
-        start = storage.read_ranges(source.url, [(0, 64)])[0]
-        if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"["):
-            fix = "write it as JSON lines (.jsonl), which are read row by row"
-            raise DataError(Problem(source.url, f"is a JSON array of {source.size / 2**20:,.0f} MiB", fix))
     rows: list[tuple[int, Row]] = []
     with storage.open(source.url) as stream:
         position = 0
