@@ -360,7 +360,7 @@ def test_a_saved_data_set_is_read_and_its_splits_are_not_mixed(tiny_model: Path,
     assert (train.format, train.rows, train.exact) == ("instruction", 7, True)
     assert all(one.url.endswith(".arrow") for one in train.objects)
     with pytest.raises(
-        ShoalError, match="2 splits of a saved DatasetDict; name one of them: .*both/test, .*both/train"
+        ShoalError, match=r"2 splits of a saved DatasetDict; name one of them: .*both/test, .*both/train"
     ):
         gathered(job(tiny_model, tmp_path / "both"), tmp_path)
 
