@@ -85,10 +85,14 @@ class Chat:
         template = self._tooled if tools else self._plain
         return self._apply(turns, tools, False, marked=True) if GENERATION.search(template) else None
 
-    def end_of_turn(self, text: str) -> str:
+    def special_end(self, text: str) -> str:
         """The special token that `text` ends in; empty for none."""
         found = (text[-length:] for length in self._special_lengths)
         return next((token for token in found if token in self._specials), "")
+
+    def until_special(self, text: str) -> int:
+        """Where the first special token of `text` ends; 0 without one."""
+        return next((end for end in range(1, len(text) + 1) if self.special_end(text[:end])), 0)
 
     def _apply(
         self, turns: Sequence[Turn], tools: Sequence[Turn], prompt: bool, marked: bool
@@ -174,14 +178,22 @@ class _Writing:
             end = len(up_to) if self.text.startswith(up_to) else self._end(place)
         if end < start:
             self._unstable(place, "its generation prompt")
-        turn = self.text[start:end].rstrip()
-        body = turn
-        if token := self._chat.end_of_turn(turn):
-            end = start + len(turn)
-            body = turn[: -len(token)].rstrip()
+        body, end = self._body(place, start, end)
         inserted = self._inserted(place, body)
         # an empty <think></think> or a role header; a mere space belongs to the answer's first token
         return start + (len(inserted) if inserted.strip() else 0), end
+
+    def _body(self, place: int, start: int, end: int) -> tuple[str, int]:
+        """A turn without what ends it, and the end of its end-of-turn token (or of all of it, where there is none)."""
+        turn = self.text[start:end].rstrip()
+        body = turn
+        while token := self._chat.special_end(body):
+            body = body[: -len(token)].rstrip()
+        if body == turn:
+            return body, end
+        if self._messages[place].tool_calls:  # a call may itself end in special tokens, and all of them are written
+            return body, start + len(turn)
+        return body, start + len(body) + self._chat.until_special(turn[len(body) :])  # no end of text behind it
 
     def _inserted(self, place: int, body: str) -> str:
         """The beginning of a turn that the template put before what the row holds."""
@@ -213,9 +225,17 @@ class _Writing:
             real, _ = _around(self._apply([*self._turns[: place + 1], marked]), NEXT_MARK)
         except Unfit:
             self._unstable(place, "it with later messages differently")
-        if not (between.startswith(end_of_turn) and real.endswith(between) and self.text.startswith(real)):
+        shared = self._shared_end(end_of_turn, between)
+        if not (shared and real.endswith(between) and self.text.startswith(real)):
             self._unstable(place, "it with later messages differently")
-        return len(real) - len(between) + len(end_of_turn)
+        return len(real) - len(between) + shared
+
+    def _shared_end(self, end_of_turn: str, between: str) -> int:
+        """How much of what follows an answer ends it: the same at the end of a text and before another message."""
+        if between.startswith(end_of_turn):
+            return len(end_of_turn)
+        shared = self._chat.until_special(end_of_turn)  # behind which a text may end otherwise, as with an end of text
+        return shared if between.startswith(end_of_turn[:shared]) else 0
 
     def _unstable(self, place: int, found: str) -> NoReturn:
         detail = f"messages[{place}]: the chat template writes {found}, so what to learn cannot be told"
