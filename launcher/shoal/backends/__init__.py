@@ -1,8 +1,8 @@
 """Where a plan happens: inline (this process) or an embedded Ray. A backend prepares, trains, and hands events back."""
 
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shoal.plan.types import Plan
 from shoal.train.world import Event, Result
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from shoal.data.prepare import PreparedSummary
     from shoal.storage import Storage
 
+Task = TypeVar("Task")
+Done = TypeVar("Done")
 OnEvent = Callable[[Event], None]
 
 
@@ -23,6 +25,13 @@ class Backend(Protocol):
 
     def prepare(self, plan: Plan, storage: "Storage", on_event: OnEvent) -> "PreparedSummary":
         """Tokenise the plan's data into shards, unless they are there."""
+        ...
+
+    def map(self, work: Callable[[Task], Iterator[Done]], todo: Iterable[Task]) -> Iterator[Done]:
+        """Do each task somewhere and give what comes of any of them, as it comes.
+
+        `work` is picklable and gives equally many items whenever it does the same task again.
+        """
         ...
 
     def train(self, plan: Plan, on_event: OnEvent, stop: threading.Event) -> Result:

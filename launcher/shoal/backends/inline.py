@@ -4,9 +4,11 @@ import logging
 import os
 import threading
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from shoal.backends import OnEvent
+from shoal.backends import Done, OnEvent, Task
 from shoal.plan.types import Plan
 from shoal.train.world import Directive, Event, Result, World
 
@@ -35,6 +37,9 @@ class Inline:
         from shoal.data.prepare import prepare
 
         return prepare(plan, storage, report=on_event)
+
+    def map(self, work: Callable[[Task], Iterator[Done]], todo: Iterable[Task]) -> Iterator[Done]:
+        return chain.from_iterable(map(work, todo))
 
     def train(self, plan: Plan, on_event: OnEvent, stop: threading.Event) -> Result:
         if plan.layout.device == "cpu":

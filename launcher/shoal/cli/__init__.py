@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from shoal.cli import results, runs, start, store, training
+from shoal.cli import data, results, runs, start, store, training
 from shoal.errors import ShoalError
 from shoal.spec.cluster import StorageSpec
 
@@ -27,7 +27,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(short_help="Write a job file to start from.")(start.init)
-app.command(short_help="Read the data as training would: counts, rejected rows, samples.")(training.check)
+app.command(short_help="Survey the data as training would read them.")(data.check)
+app.command(short_help="Prepare the data ahead of a run; write a cleaned copy of them.")(data.prepare)
 app.command(short_help="Say what a run would do, before anything is taken.")(training.plan)
 app.command(short_help="Train a job as a new run.")(training.run)
 app.command(short_help="Go on with a run that was stopped or died.")(training.resume)

@@ -1,4 +1,4 @@
-"""check, plan, run, resume: from a job file to a result."""
+"""plan, run, resume: from a job file to a result."""
 
 import json
 from collections.abc import Callable
@@ -30,54 +30,6 @@ Expect = Annotated[
         help="Leave with status 9 unless the export's held-out loss is below the base model's.",
     ),
 ]
-
-
-def check(
-    job: Job,
-    on: On = None,
-    set_: Set = None,
-    show: Annotated[
-        int, typer.Option("--show", metavar="N", min=0, help="Print N samples, what is learnt in colour.")
-    ] = 0,
-    as_json: Json = False,
-) -> None:
-    """Read the data as training would, without training: counts, rejected rows with their causes, samples.
-
-    Example:  shoal check jobs/quickstart.yaml --show 3
-    """
-    from pathlib import Path
-
-    from shoal.backends.inline import Inline, quiet
-    from shoal.data.summary import summary
-    from shoal.display import display_for
-    from shoal.launch import backend_for, plan_job
-
-    loaded, profile = load_both(job, set_, on)
-    out = console(as_json)
-    with storage_of(profile) as storage:
-        made = plan_job(loaded, profile, storage)
-        known = summary(storage, made.storage.prepared) is not None
-        with closing(Inline() if known else backend_for(profile)) as backend, display_for(out) as display:
-            backend.start()
-            found = backend.prepare(made, storage, display.on_event)
-        if as_json:
-            typer.echo(found.model_dump_json(indent=1))
-            return
-        from shoal.data import inspect
-        from shoal.data.prepared import Prepared
-        from shoal.storage import absolute
-
-        cache = Path(absolute(made.storage.cache))
-        prepared = Prepared.open(storage, made.storage.prepared, cache)
-        out.print(inspect.counts(found), inspect.rejections(found, made.storage.prepared), inspect.lengths(prepared))
-        if show:
-            quiet()
-            from shoal.models import load_tokenizer, tokenizer_folder
-
-            model = made.trajectory.model
-            tokenizer = load_tokenizer(tokenizer_folder(model, storage, cache), model.trust_remote_code)
-            for sample in inspect.samples(prepared, tokenizer, show, colour=out.color_system is not None):
-                out.print("", sample, sep="\n")
 
 
 def plan(job: Job, on: On = None, set_: Set = None, as_json: Json = False) -> None:

@@ -105,8 +105,6 @@ class Packing(Frozen):
 class Steps(Frozen):
     """What the job makes of the data."""
 
-    packed_rows_per_epoch: int | None
-    """None without packing."""
     steps_per_epoch: int
     steps: int
     tokens: int

@@ -19,7 +19,9 @@ from shoal.plan.types import DataPlan
 SHOWN = 5
 REPEATED_PROMPTS = 3
 """Different prompts from which on one answer is worth a line."""
-BARS = 16
+BARS = 20
+WIDTHS = sorted(step * 10**power for step in (1, 2, 5) for power in range(10))
+"""Of a bar, in tokens."""
 
 
 def findings(data: DataPlan, rows: Surveyed, prepared: Prepared | None, sampled: float, threshold: float) -> Survey:
@@ -105,11 +107,11 @@ def _lengths(prepared: Prepared) -> figures.Lengths | None:
     if not len(lengths):
         return None
     low, median, p90, p99, high = np.percentile(lengths, [0, 50, 90, 99, 100], method="lower").tolist()
-    width = max(1, -(-(high + 1) // BARS))
-    heights = np.bincount(lengths // width)
+    width = next(width for width in WIDTHS if high // width - low // width < BARS)
+    heights = np.bincount(lengths // width)[low // width :]
     bars = [
         figures.Bar(low=place * width, high=(place + 1) * width - 1, count=count)
-        for place, count in enumerate(heights.tolist())
+        for place, count in enumerate(heights.tolist(), low // width)
     ]
     return figures.Lengths(
         min=low,

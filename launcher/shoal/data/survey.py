@@ -18,11 +18,10 @@ from shoal.data.formats import detect, parse
 from shoal.data.hashing import splitmix64
 from shoal.data.languages import UNKNOWN, language
 from shoal.data.near import BLANK, signatures
-from shoal.data.prepare import Passed, Task, batches
+from shoal.data.prepare import Passed, Task, batches, same_object
 from shoal.data.samples import Completion, Conversation, Message, Preference, Rejected, Sample, Text, fingerprint
 from shoal.data.shards import REQUESTS, Unit
 from shoal.data.sources import Row, rows
-from shoal.errors import DataError, Problem
 from shoal.spec.base import Frozen
 from shoal.spec.cluster import S3Spec
 from shoal.storage import Storage, join
@@ -119,7 +118,7 @@ def _joined(messages: tuple[Message, ...]) -> str:
 
 def names(unit: int) -> tuple[str, str, str, str]:
     """Of a unit's summary, rows, signatures and texts."""
-    return tuple(f"unit-{unit:05d}.{what}" for what in ("json", "rows.npy", "signatures.npz", "texts.npy"))  # type: ignore[return-value]
+    return tuple(f"unit-{unit:05d}.{what}" for what in ("json", "rows.npy", "signatures.npz", "texts.bin"))  # type: ignore[return-value]
 
 
 def finished(storage: Storage, url: str, every: Sequence[Unit]) -> dict[int, Counts]:
@@ -143,20 +142,14 @@ def survey_unit(recipe: Recipe, task: Task) -> Iterator[Passed | Counts]:
     Raises DataError when the object is no longer the one that the plan was made for.
     """
     storage, unit = Storage(recipe.s3), task.unit
-    _same_object(storage, unit)
+    same_object(storage, unit.object)
     collected = _Collected(recipe, task)
     found = rows(storage, unit.object, unit.part, unit.parts)
     for batch in batches(found):
         collected.add(batch)
         yield Passed(unit.number, collected.rows, 0)
-    _same_object(storage, unit)
+    same_object(storage, unit.object)
     yield collected.write(storage, found.lines)
-
-
-def _same_object(storage: Storage, unit: Unit) -> None:
-    found = storage.info(unit.object.url)
-    if (found.size, found.etag) != (unit.object.size, unit.object.etag):
-        raise DataError(Problem(unit.object.url, "was replaced since the plan was made", "run the command again"))
 
 
 class _Collected:
@@ -234,7 +227,7 @@ class _Collected:
         unit = self.task.unit
         summary, kept, signed, texts = names(unit.number)
         storage.write(join(self.recipe.url, kept), _npy(np.concatenate([np.empty(0, ROW), *self.arrays])))
-        storage.write(join(self.recipe.url, texts), _npy(np.concatenate([np.empty(0, TEXT), *self.texts])))
+        storage.write(join(self.recipe.url, texts), b"".join(part.tobytes() for part in self.texts))
         buffer = io.BytesIO()
         places = np.concatenate([np.empty(0, np.int64), *self.signed])
         np.savez(buffer, places=places, signatures=np.concatenate([signatures([]), *self.signatures]))

@@ -12,7 +12,7 @@ from shoal.data import near
 from shoal.data.duplicates import copies, twins
 from shoal.data.figures import Place
 from shoal.data.prepared import Index, Prepared
-from shoal.data.survey import ROW, Counts, names
+from shoal.data.survey import ROW, TEXT, Counts, names
 from shoal.storage import Storage, join
 
 BLOCK = 1 << 16
@@ -87,9 +87,9 @@ class Surveyed:
     def place(self, row: int, field: str = "prompt") -> Place:
         """Where a row stands, with the beginning of its `prompt` or `answer` (of its words, where it has none)."""
         unit = int(np.searchsorted(self.firsts, row, side="right")) - 1
-        url = join(self.url, names(self.counts[unit].unit)[3])
-        texts = np.load(io.BytesIO(self.storage.read(url)))
-        text = texts[row - self.firsts[unit]]
+        url, start = join(self.url, names(self.counts[unit].unit)[3]), (row - int(self.firsts[unit])) * TEXT.itemsize
+        (found,) = self.storage.read_ranges(url, [(start, start + TEXT.itemsize)])
+        text = np.frombuffer(found, TEXT)[0]
         said = bytes(text[field] or text["answer"]).decode(errors="ignore")
         return Place(object=self.counts[unit].url, line=int(self.rows["line"][row]), text=said)
 

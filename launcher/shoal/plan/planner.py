@@ -109,7 +109,7 @@ def _trajectory(job: JobSpec, facts: Facts, dtype: str) -> Trajectory:
         method=job.method,
         lora=_lora(job, facts),
         quantization=job.quantization if job.method == "qlora" else None,
-        data=_data(job, facts),
+        data=data_plan(job, facts),
         dtype="bf16" if dtype == "bf16" else "fp32",
         num_train_epochs=job.train.num_train_epochs,
         max_steps=job.train.max_steps,
@@ -156,7 +156,8 @@ def _lora(job: JobSpec, facts: Facts) -> LoraSpec | None:
     return job.lora
 
 
-def _data(job: JobSpec, facts: Facts) -> DataPlan:
+def data_plan(job: JobSpec, facts: Facts) -> DataPlan:
+    """What is read, and how: also where nothing could be trained on it yet."""
     data = job.data
     return DataPlan(
         train=tuple(map(_source, facts.data.train)),
