@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 from faulty_proxy import FaultyProxy, Injection, What, faulty
 
@@ -157,8 +158,16 @@ def test_two_versions_are_never_joined(bench: Bench, kind: str, tmp_path: Path) 
     assert replace.struck == 1
 
 
-def test_an_object_that_was_replaced_is_refused(bench: Bench) -> None:
-    url = f"{bench.url}-stale"
+@pytest.mark.parametrize("knows_if_match", [True, False])
+def test_an_object_that_was_replaced_is_refused(
+    bench: Bench, knows_if_match: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{bench.url}-stale-{knows_if_match}"
+    if not knows_if_match:
+        get = obstore.get
+        monkeypatch.setattr(
+            obstore, "get", lambda client, key, options: get(client, key, options={"range": options["range"]})
+        )
     bench.direct.write(url, b"planned")
     etag = bench.direct.info(url).etag
     assert bench.storage.read_ranges(url, [(0, 7)], etag=etag) == [b"planned"]

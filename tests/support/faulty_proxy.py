@@ -4,6 +4,7 @@ Requests are forwarded as they came, Host included, so that signatures made for 
 """
 
 import http.client
+import io
 import re
 import socket
 import struct
@@ -184,3 +185,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.close()
         self.wfile.close()
         self.connection.close()
+        self.rfile, self.wfile = io.BytesIO(), io.BytesIO()

@@ -41,11 +41,15 @@ class Storage:
 
     def __init__(self, s3: S3Spec | None = None, on_fault: Callable[[Fault], None] | None = None):
         self.s3 = s3 or S3Spec()
+        self.on_fault = on_fault
         self._local = LocalFiles()
         if self.s3.server == "embedded" and not store.available():
             self._remote: LocalFiles | S3Objects = LocalFiles("s3://", f"{store.folder_of(self.s3)}/objects/")
         else:
             self._remote = S3Objects(self.s3, on_fault)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "on_fault": None}
 
     def _of(self, url: str) -> LocalFiles | S3Objects:
         scheme = SCHEME.match(url)
