@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2] / "launcher" / "shoal"
 HEAVY = frozenset({"torch", "transformers", "deepspeed", "peft", "bitsandbytes", "accelerate", "safetensors"})
 HEAVY_ROOMS = frozenset({"train", "tasks", "infer"})
 """Rooms that may import heavy libraries anywhere."""
-HEAVY_INSIDE = frozenset({"models.py", "data/chat.py", "data/prepare.py"})
+HEAVY_INSIDE = frozenset({"models.py", "data/chat_template.py", "data/prepare.py"})
 """Files that may import them inside functions."""
 
 FOUNDATION = frozenset({"errors", "spec", "storage", "store", "store_server", "plan", "runs", "hub", "models"})

@@ -229,6 +229,42 @@ def test_generation_blocks_are_the_answers(load):
     assert isinstance(rejected, Rejected) and "marks 1 pieces for 2 answers" in rejected.detail
 
 
+# tools and thoughts that a template may not know
+
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "the ü"}}}
+CALLING = Conversation(
+    (
+        Message("user", "hi"),
+        Message("assistant", "", tool_calls=(CALL,)),
+        Message("tool", "x"),
+        Message("assistant", "y"),
+    )
+)
+
+
+def test_arguments_are_given_as_text_to_a_template_that_takes_no_objects(load):
+    takes_text = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert learnt(CALLING, load(takes_text)) == ['look{"at": "the ü"}<|im_end|>', "y<|im_end|>"]
+
+
+def test_what_a_template_leaves_out_is_not_trained_on_in_silence(load):
+    tokenizer = load(CHATML)
+    thought = Message("assistant", "Two.", reasoning="one and one")
+    for sample, words in (
+        (CALLING, "messages[1]: the chat template does not write tool calls"),
+        (Conversation(ONE.messages, tools=(CALL,)), "the chat template does not write the row's tools (look)"),
+        (Conversation((ONE.messages[0], thought)), "messages[1]: the chat template leaves out what was thought"),
+    ):
+        for train_on in ("assistant", "last", "all"):
+            if sample is CALLING and train_on == "last":
+                continue
+            assert encode(sample, tokenizer, 256, "reject", train_on) == Rejected("template", words)
+
+
 def test_what_the_template_refuses_is_rejected_and_its_neighbours_are_not(load):
     system = Conversation((Message("system", "Be brief."), *ONE.messages))
     encoded = Encoder(load(BRACKETS), 256, "reject").encode([ONE, system, TWO, ONE])

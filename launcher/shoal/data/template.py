@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from shoal.data.chat import PINNED_DATE, Chat, Rendered, TrainOn
+from shoal.data.chat import Rendered, TrainOn, render
+from shoal.data.chat_template import PINNED_DATE, ChatTemplate
 from shoal.data.messages import Unfit
 from shoal.data.samples import Completion, Conversation, Message, Preference, Rejected, Sample, Text
 from shoal.errors import ModelError, Problem
@@ -59,9 +60,10 @@ class Encoder:
             raise ModelError(
                 Problem("model.base", "its tokenizer does not say which characters a token stands for", fix)
             )
-        self.sequence_length, self.overlength, self.train_on = sequence_length, overlength, train_on
+        self.sequence_length, self.overlength = sequence_length, overlength
+        self.train_on: TrainOn = train_on
         has_template = chat_template is not None or tokenizer.chat_template
-        self._chat = Chat(tokenizer, chat_template, train_on) if has_template else None
+        self._template = ChatTemplate(tokenizer, chat_template) if has_template else None
         self._backend = tokenizer.backend_tokenizer
         if self._backend.truncation is not None:
             self._backend.no_truncation()
@@ -83,7 +85,7 @@ class Encoder:
         match sample:
             case Text(text):
                 return Rendered(text, ((0, len(text)),), raw=True)
-            case Completion(prompt, completion, separator) if self._chat is None:
+            case Completion(prompt, completion, separator) if self._template is None:
                 text = prompt + separator + completion
                 start = 0 if self.train_on == "all" else len(text) - len(completion)
                 return Rendered(text, ((start, len(text)),), raw=True)
@@ -91,11 +93,11 @@ class Encoder:
                 sample = Conversation((Message("user", prompt), Message("assistant", completion)))
             case Preference():
                 raise AssertionError("the planner refuses preferences until a method learns from them")
-        if self._chat is None:
+        if self._template is None:
             fix = "use an instruct model, name a template in data.chat_template, or write prompt and completion as strings"
             raise ModelError(Problem("model.base", "it has no chat template, which messages need", fix))
         try:
-            return self._chat.render(sample)
+            return render(self._template, sample, self.train_on)
         except Unfit as unfit:
             return unfit.rejected
 
