@@ -27,7 +27,7 @@ BLOCK = 1 << 16
 
 # scripts without spaces between words: each character is a word
 _ALONE = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s.,;:!?\"'’“”…]")
+_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s.,;:!?\"'’‘“”„«»¿¡…—。，、！？：；「」『』《》]")
 """Signs are words too, for `5 + 3` is not `5 - 3`; those that only close a sentence are not."""
 
 
