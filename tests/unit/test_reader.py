@@ -1,50 +1,31 @@
 import itertools
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shards import of_lengths, write_prepared
+from stores import FolderStore
 
-from shoal.data import prepared as prepared_module
+from shoal.data import access as access_module
+from shoal.data import reader as reader_module
 from shoal.data.order import Order
 from shoal.data.prepared import Prepared
 from shoal.data.reader import Reader
-from shoal.data.shards import UnitWriter, publish
-from shoal.data.summary import TRAIN, VALIDATION, UnitSummary
-from shoal.data.template import Encoded
+from shoal.errors import Problem, StorageError
 from shoal.storage import Storage
 
 SEQUENCE_LENGTH = 32
+WORLDS = (*range(1, 9), 13, 16, 31, 64)
 
 
-def document(number: int, length: int) -> Encoded:
-    """Says its own number in every token; learns all but its first third."""
-    mask = np.zeros(length, np.bool_)
-    mask[length // 3 :] = True
-    return Encoded(np.full(length, number, np.int64), mask)
-
-
-def write(folder, lengths, held_out=0) -> str:
+def write(folder: Path, lengths, held_out=0) -> str:
     """Prepared data over two units; the last `held_out` samples are held out."""
-    storage, units = Storage(), []
     url = str(folder / "prepared")
-    for unit, numbers in enumerate((range(0, len(lengths) // 2), range(len(lengths) // 2, len(lengths)))):
-        work = folder / f"work-{unit}"
-        work.mkdir(parents=True)
-        with UnitWriter(work, unit, 50_000) as writer:
-            for number in numbers:
-                split = VALIDATION if number >= len(lengths) - held_out else TRAIN
-                writer.add(number + 1, [document(number, lengths[number])], split)
-            files = writer.upload(storage, url)
-        units.append(
-            UnitSummary(
-                unit=unit, url=f"object-{unit}", rows=len(numbers), rejected={}, examples=(),
-                dtype=writer.dtype, highest_token=writer.highest_token,
-                input_ids=files[0], loss_mask=files[1], index=files[2],
-            )
-        )  # fmt: skip
-    publish(storage, url, units, "d1", "text", SEQUENCE_LENGTH)
+    write_prepared(Storage(), url, of_lengths(lengths, held_out), SEQUENCE_LENGTH)
     return url
 
 
@@ -71,12 +52,26 @@ def url(folder) -> str:
     return write(folder, lengths_of(40), held_out=7)
 
 
+@pytest.fixture
+def remote(tmp_path) -> tuple[FolderStore, str]:
+    """The same samples in many shards of another place."""
+    store, url = FolderStore(tmp_path / "store"), "s3://bucket/prepared"
+    write_prepared(store, url, of_lengths(lengths_of(40), held_out=7, units=8), SEQUENCE_LENGTH)
+    return store, url
+
+
+def reader_at(store, url, cache, cache_bytes, batch_size=4) -> Reader:
+    prepared = Prepared.open(store, url, cache, cache_bytes)
+    order = Order(prepared.lengths, prepared.targets, 17, batch_size, SEQUENCE_LENGTH, packing=False)
+    return Reader(prepared, order, 0, 1, 1)
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_union_over_ranks_is_one_global_batch_for_every_world(url, folder, packing):
     prepared, order = open_at(url, folder, packing=packing)
     for step in range(1, 2 * order.batches_of(0) + 1):
         whole = Reader(prepared, order, 0, 1, 1).step(step)
-        for workers in range(1, 9):
+        for workers in WORLDS:
             parts = [Reader(prepared, order, rank, workers, 2).step(step) for rank in range(workers)]
             assert sorted(itertools.chain(*map(seen, parts))) == sorted(seen(whole))
             assert {(part.targets, part.tokens, part.epoch) for part in parts} == {
@@ -89,7 +84,7 @@ def test_the_union_over_ranks_is_one_global_batch_for_every_world(url, folder, p
 
 
 @settings(max_examples=25, deadline=None)
-@given(count=st.integers(1, 6), workers=st.integers(1, 8), micro=st.integers(1, 3), packing=st.booleans())
+@given(count=st.integers(1, 6), workers=st.integers(1, 64), micro=st.integers(1, 3), packing=st.booleans())
 def test_tiny_data_keep_all_ranks_in_step(tmp_path_factory, count, workers, micro, packing):
     folder = tmp_path_factory.mktemp("tiny")
     prepared, order = open_at(write(folder, [9] * count), folder, packing=packing)
@@ -119,34 +114,70 @@ def test_what_was_read_ahead_is_not_consumed(url, folder):
     assert whole == [seen(reader.step(1)), seen(reader.step(2))]
 
 
-def test_reading_ahead_is_bounded_and_ends_with_the_loop(url, folder):
-    prepared, order = open_at(url, folder)
-    reader = Reader(prepared, order, 0, 1, 1)
-    asked = []
-    step = reader.step
-    reader.step = lambda number: asked.append(number) or step(number)
+def test_reading_ahead_is_bounded_in_steps_and_ends_with_the_loop(remote, folder):
+    store, url = remote
+    reader = reader_at(store, url, folder / "none", cache_bytes=0)
+    begun = []
+    begin = reader._begin
+    reader._begin = lambda step: begun.append(step) or begin(step)
     steps = reader.steps(1, 10_000)
+    assert begun == []
     next(steps)
+    time.sleep(0.2)
     steps.close()
-    assert len(asked) <= 3
+    assert max(begun) <= 1 + 2 * reader.ahead
+    assert begun == list(range(1, max(begun) + 1))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
-def test_an_error_while_reading_ahead_reaches_the_loop(url, folder):
+@pytest.mark.parametrize(("bytes_", "ahead"), [(2**26, 16), (9 * 4 * SEQUENCE_LENGTH * 3, 3), (1, 1)])
+def test_reading_ahead_is_bounded_in_bytes(url, folder, monkeypatch, bytes_, ahead):
     prepared, order = open_at(url, folder)
-    reader = Reader(prepared, order, 0, 1, 1)
-    step = reader.step
+    monkeypatch.setattr(reader_module, "AHEAD_BYTES", bytes_)
+    assert Reader(prepared, order, 0, 1, 1).ahead == ahead
+    assert len(list(Reader(prepared, order, 0, 1, 1).steps(1, 9))) == 9
 
-    def fails(number):
-        if number == 2:
-            raise OSError("disk gone")
-        return step(number)
 
-    reader.step = fails
-    steps = reader.steps(1, 5)
-    next(steps)
-    with pytest.raises(OSError, match="disk gone"):
-        next(steps)
+def test_the_ranges_of_several_steps_are_on_their_way_at_once(remote, folder):
+    store, url = remote
+    together = threading.Barrier(4)
+
+    def wait(name, ranges, found):
+        if name.startswith("shard-"):
+            together.wait(timeout=20)  # nobody goes on before four requests are here
+        return found
+
+    reader = reader_at(store, url, folder / "none", cache_bytes=0, batch_size=1)
+    store.change = wait
+    samples = len(reader.prepared.lengths)
+    wanted = sum(len(reader._begin(step)[1].ranges) for step in range(1, 9))
+    assert samples and wanted >= 4
+    reader = reader_at(store, url, folder / "none", cache_bytes=0, batch_size=1)
+    for _, step in zip(range(2), reader.steps(1, 10_000), strict=False):
+        assert step.micro_batches
+    together.abort()
+
+
+def test_a_refusal_comes_up_at_the_step_that_needs_it_and_not_before(remote, folder):
+    store, url = remote
+    reader = reader_at(store, url, folder / "none", cache_bytes=0, batch_size=1)
+    refused = reader._begin(5)[1].wanted
+
+    def change(name, ranges, found):
+        mine = [(a, a + b) for a, b in zip(refused.offsets, refused.sizes, strict=True)]
+        if name == f"shard-{refused.units[0]:05d}.bin" and any(a <= c < b for a, b in ranges for c, _ in mine):
+            raise StorageError(Problem(name, "is gone"))
+        return found
+
+    whole = reader_at(store, url, folder / "none", cache_bytes=0, batch_size=1)
+    expected = [seen(whole.step(number)) for number in range(1, 5)]
+    store.change = change
+    steps = reader.steps(1, 9)
+    got = []
+    with pytest.raises(StorageError, match="is gone"):
+        for step in steps:
+            got.append(seen(step))
+    assert got == expected
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
@@ -163,14 +194,14 @@ def test_no_held_out_samples_is_an_empty_validation(tmp_path):
     assert len(Reader(prepared, order, 0, 2, 1).validation()) == 0
 
 
-def test_ranges_give_the_same_tokens_as_whole_files(url, folder, monkeypatch):
-    prepared, _ = open_at(url, folder)
+@pytest.mark.parametrize("gap", [0, 10, 2**16])
+def test_ranges_give_the_same_tokens_as_whole_files(remote, url, folder, monkeypatch, gap):
+    store, far = remote
     wanted = [30, 2, 2, 17, 0, 32]
-    whole = prepared.read(wanted)
-    monkeypatch.setattr(prepared_module, "_is_local", lambda url: False)
-    monkeypatch.setattr(prepared_module, "WHOLE_FILE_BYTES", 0)
-    for gap in (0, 10, 2**16):
-        monkeypatch.setattr(prepared_module, "GAP_BYTES", gap)
-        for one, other in zip(whole, Prepared.open(Storage(), url, folder / "ranges").read(wanted), strict=True):
-            assert one.input_ids.tolist() == other.input_ids.tolist()
-            assert one.loss_mask.tolist() == other.loss_mask.tolist()
+    monkeypatch.setattr(access_module, "GAP_BYTES", gap)
+    whole = open_at(url, folder)[0].read(wanted)
+    ranged = Prepared.open(store, far, folder / "none", cache_bytes=0).read(wanted)
+    assert store.shards_asked()
+    for one, other in zip(whole, ranged, strict=True):
+        assert one.input_ids.tolist() == other.input_ids.tolist()
+        assert one.loss_mask.tolist() == other.loss_mask.tolist()

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -36,6 +37,8 @@ Done = TypeVar("Done")
 Entry = Callable[[Plan, World, Report], Result]
 
 DRAIN_INTERVAL_S = 0.2
+TASKS_PER_CPU = 2
+"""How many tasks wait at Ray: enough that no CPU does, few enough that memory does not grow with their number."""
 SHUTDOWN_S = 5.0
 
 RAY_ENVIRONMENT = {
@@ -69,7 +72,7 @@ class RayLocal:
     def prepare(self, plan: Plan, storage: "Storage", on_event: OnEvent) -> "PreparedSummary":
         from shoal.data.prepare import prepare
 
-        return prepare(plan, storage, run=self._map, report=on_event)
+        return prepare(plan, storage, run=self.map, report=on_event)
 
     def train(self, plan: Plan, on_event: OnEvent, stop: threading.Event) -> Result:
         on_event({"kind": "phase", "phase": "starting", "detail": _workers(plan.layout.workers)})
@@ -100,26 +103,45 @@ class RayLocal:
         assert self.up is not None, "start() comes first"
         return self.up.result()
 
-    def _map(self, function: Callable[[Task], Done], tasks: Iterable[Task]) -> Iterator[Done]:
-        """Map over Ray tasks, in order; a task's ShoalError comes out as itself."""
+    def map(self, work: Callable[[Task], Iterator[Done]], todo: Iterable[Task]) -> Iterator[Done]:
+        """Does each task in a Ray task and gives what comes of any of them, as it comes; a ShoalError comes out as itself.
+
+        A task that is lost with its process is done again, so `work` must give equally many items each time.
+        """
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         from shoal.backends.failures import ray_failed
 
-        todo = list(tasks)
-        if not todo:
+        waiting = deque(todo)
+        if not waiting:
             return
         logs = self._logs()
-        remote = ray.remote(num_cpus=1)(function)
-        references = [remote.remote(task) for task in todo]
-        for reference in references:
-            try:
-                yield ray.get(reference)
-            except RayTaskError as error:
-                raise error.cause from None
-            except RayError as error:
-                raise ray_failed(error, logs) from error
+
+        def each(task: Any) -> Iterator[Done]:
+            yield from work(task)
+
+        remote: Any = ray.remote(num_cpus=1, num_returns="streaming")(each)
+        window = math.ceil(ray.cluster_resources()["CPU"] * TASKS_PER_CPU)
+        running: list[Any] = []
+        try:
+            while waiting or running:
+                while waiting and len(running) < window:
+                    running.append(remote.remote(waiting.popleft()))
+                ready: Any = ray.wait(running, num_returns=1, fetch_local=False)[0][0]
+                try:
+                    item: Any = ray.get(next(ready))
+                except StopIteration:
+                    running.remove(ready)
+                else:
+                    yield item
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayError as error:
+            raise ray_failed(error, logs) from error
+        finally:
+            for one in running:
+                ray.cancel(one)
 
 
 def _init(profile: ClusterProfile) -> str:

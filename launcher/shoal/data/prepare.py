@@ -1,70 +1,90 @@
-"""Source objects to token shards, once per digest: read, parse, encode, mark, split, write."""
+"""Source objects to token shards, once per digest: read, parse, encode, mark, split, write.
 
-import json
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+The work is cut into units, which depend on the objects alone; each leaves its own files, its summary last, so that a
+second run goes on from the units that are done. What comes out is the same whoever did which unit, and when.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from shoal.data.formats import REMEDIES, Rejected, Sample, fingerprint, parse
-from shoal.data.shards import EXAMPLES, UnitWriter, publish, rejected_name
-from shoal.data.sources import rows
-from shoal.data.summary import (
-    REJECTED,
-    TRAIN,
-    VALIDATION,
-    Example,
-    PreparedSummary,
-    UnitSummary,
-    summary,
-)  # fmt: skip
+from shoal.data.cache import scratch
+from shoal.data.chat import TrainOn
+from shoal.data.formats import REMEDIES, Rejected, fingerprint, parse
+from shoal.data.progress import Progress, Told
+from shoal.data.publish import publish
+from shoal.data.shards import Unit, UnitWriter, finished
+from shoal.data.sources import Row, parts, rows
+from shoal.data.summary import REJECTED, TRAIN, VALIDATION, PreparedSummary, UnitSummary, summary
 from shoal.data.template import Encoder
-from shoal.errors import DataError, ModelError, Problem
+from shoal.errors import DataError, ModelError, Problem, StorageError
 from shoal.plan.types import DataPlan, ModelPlan, Plan, SourceObject
 from shoal.spec.cluster import S3Spec
+from shoal.spec.job import Format
 from shoal.storage import Storage, absolute, join
 from shoal.storage.local import answering
 
-__all__ = ["PreparedSummary", "Task", "prepare", "prepare_object", "summary"]
+__all__ = ["PreparedSummary", "Recipe", "Task", "prepare", "prepare_unit", "summary", "tasks"]
 
 BATCH_ROWS = 256
 """Rows tokenised in one call."""
-PART_BYTES = 16 * 2**20
-"""Larger objects are prepared in parts of about this size."""
-MAX_PARTS = 16
-COMPRESSED = (".gz", ".zst", ".parquet")
-COMPRESSION_RATIO = 4
+BATCH_CHARACTERS = 2**22
+"""Fewer rows are tokenised in one call when they are as long as this together."""
 
-Run = Callable[[Callable[["Task"], UnitSummary], Iterable["Task"]], Iterable[UnitSummary]]
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all units of one preparation share. Picklable and hashable: plans as JSON."""
+
+    model: str
+    """A ModelPlan."""
+    s3: str
+    """An S3Spec."""
+    url: str
+    """Folder of the prepared data."""
+    cache: str
+    sequence_length: int
+    overlength: str
+    train_on: TrainOn
+    chat_template: str | None
+    validation_fraction: float
 
 
 @dataclass(frozen=True)
 class Task:
-    """One unit of work: a source object, or one part of a large one. Picklable."""
+    """One unit of work. Picklable."""
+
+    unit: Unit
+    format: Format
+    columns: tuple[tuple[str, str], ...]
+    held_out: bool
+    """All of it is for validation."""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """How far a unit is."""
 
     unit: int
-    source: SourceObject
-    part: int
-    parts: int
-    held_out: bool
-    """All of the object is for validation."""
-    model: ModelPlan
-    data: DataPlan
-    url: str
-    """Folder of the prepared data."""
-    cache: str
-    s3: S3Spec
+    rows: int
+    bytes: int
 
 
-def prepare(
-    plan: Plan, storage: Storage, run: Run = map, report: Callable[[dict[str, Any]], Any] | None = None
-) -> PreparedSummary:
-    """Makes sure that the plan's data lie prepared at plan.storage.prepared; `run` maps over the units of work.
+Work = Callable[[Task], Iterator[Passed | UnitSummary]]
+Run = Callable[[Work, Iterable[Task]], Iterable[Passed | UnitSummary]]
+"""Does each task somewhere and gives what comes of them, in whatever order."""
+
+
+def here(work: Work, todo: Iterable[Task]) -> Iterator[Passed | UnitSummary]:
+    """One task after another, in this process."""
+    return chain.from_iterable(map(work, todo))
+
+
+def prepare(plan: Plan, storage: Storage, run: Run = here, report: Told | None = None) -> PreparedSummary:
+    """Makes sure that the plan's data lie prepared at plan.storage.prepared; `run` does the units of work.
 
     Raises DataError when no sample is left or more rows are rejected than data.max_rejected allows, ModelError when
     the model does not know every token.
@@ -72,25 +92,36 @@ def prepare(
     url, data = plan.storage.prepared, plan.trajectory.data
     found = summary(storage, url)
     if found is None:
-        progress = _Progress(report or (lambda event: None))
-        # workers cannot call back into this process, so there units are what is counted
-        work = partial(prepare_object, progress=progress.rows) if run is map else prepare_object
-        units = []
-        for unit in run(work, _tasks(plan, storage.s3)):
-            units.append(unit)
-            if run is not map:
-                progress.rows(unit.rows)
-            if unit.rows == 0:
-                progress.note(f"{unit.url} holds no rows")
-        progress.tell()
-        _join_rejected(storage, url, units, Path(absolute(plan.storage.cache)))
-        found = publish(storage, url, units, data.digest, data.format, data.sequence_length)
+        found = _prepare(plan, storage, run, report or (lambda event: None))
     if problems := refusals(found, data, url):
         raise DataError(*problems)
     if found.highest_token >= (vocab_size := plan.trajectory.model.vocab_size):
         what = f"its tokenizer writes token {found.highest_token}, the model knows those below {vocab_size}"
         raise ModelError(Problem("model.base", what, "use the tokenizer that belongs to the model"))
     return found
+
+
+def _prepare(plan: Plan, storage: Storage, run: Run, report: Told) -> PreparedSummary:
+    url, data = plan.storage.prepared, plan.trajectory.data
+    every = tasks(data)
+    done = finished(storage, url, [task.unit for task in every])
+    progress = Progress(report, {task.unit.number: task.unit.bytes for task in every})
+    for unit in done.values():
+        progress.found(unit.unit, unit.rows)
+    todo = [task for task in every if task.unit.number not in done]
+    for one in run(partial(prepare_unit, _recipe(plan, storage.s3)), todo):
+        if isinstance(one, Passed):
+            progress.passed(one.unit, one.rows, one.bytes)
+            continue
+        done[one.unit] = one
+        progress.passed(one.unit, one.rows, None)
+        if one.rows == 0 and one.parts == 1:
+            progress.note(f"{one.url} holds no rows")
+    progress.tell()
+    cache = Path(absolute(plan.storage.cache))
+    with answering(str(cache)), scratch(cache, "publishing") as folder:
+        units = [done[task.unit.number] for task in every]
+        return publish(storage, url, units, data.digest, data.formats, data.sequence_length, folder)
 
 
 def refusals(found: PreparedSummary, data: DataPlan, url: str) -> list[Problem]:
@@ -119,140 +150,139 @@ def refusals(found: PreparedSummary, data: DataPlan, url: str) -> list[Problem]:
     return [head, *causes, *examples]
 
 
-def prepare_object(task: Task, progress: Callable[[int], None] | None = None) -> UnitSummary:
-    """Prepares one unit and uploads its files; the same task always writes the same bytes.
+def tasks(data: DataPlan) -> list[Task]:
+    """The units of work: every source's every object, in parts; they depend on the plan alone."""
+    found: list[Task] = []
+    for number, source in enumerate((*data.train, *data.validation)):
+        columns, held_out = tuple(sorted(source.columns.items())), number >= len(data.train)
+        for one in source.objects:
+            count = parts(one)
+            found += [
+                Task(Unit(len(found) + part, number, one, part, count), source.format, columns, held_out)
+                for part in range(count)
+            ]
+    return found
+
+
+def prepare_unit(recipe: Recipe, task: Task) -> Iterator[Passed | UnitSummary]:
+    """Prepares one unit and uploads its files; the same task always writes the same bytes, and gives as many items.
 
     Raises DataError when the object is no longer the one that the plan was made for.
     """
-    storage, data = Storage(task.s3), task.data
-    _same_object(storage, task.source)
-    tokenizer = _tokenizer(task.model.model_dump_json(), task.cache, task.s3.model_dump_json())
-    encoder = Encoder(tokenizer, data.sequence_length, data.overlength)
-    counts, examples, read = Counter[str](), [], 0
-    cache = Path(absolute(task.cache))
-    with answering(str(cache)):
-        cache.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=cache, prefix="preparing-") as folder,
-            UnitWriter(Path(folder), task.unit, len(tokenizer)) as writer,
-            (Path(folder) / REJECTED).open("w") as apart,
-        ):
-            found = rows(storage, task.source, task.part, task.parts)
-            while batch := list(islice(found, BATCH_ROWS)):
-                for line, row, rejected in _encode(batch, encoder, writer, task):
-                    counts[rejected.cause] += 1
-                    example = Example(cause=rejected.cause, object=task.source.url, line=line, detail=rejected.detail)
-                    examples += [example] if len(examples) < EXAMPLES else []
-                    apart.write(json.dumps({**example.model_dump(), "row": row}, default=str) + "\n")
+    source = task.unit.object
+    storage = _Metered(S3Spec.model_validate_json(recipe.s3), source)
+    same_object(storage, source)
+    encoder, vocab_size = _encoder(recipe)
+    cache = Path(absolute(recipe.cache))
+    with (
+        answering(str(cache)),
+        scratch(cache, "preparing") as folder,
+        UnitWriter(folder, task.unit, vocab_size) as writer,
+    ):
+        found, read = rows(storage, source, task.unit.part, task.unit.parts), 0
+        try:
+            for batch in batches(found):
+                _write(batch, encoder, writer, task, recipe.validation_fraction)
                 read += len(batch)
-                if progress is not None:
-                    progress(len(batch))
-            apart.close()
-            _same_object(storage, task.source)  # it may have been replaced while it was read
-            if counts:
-                storage.upload(Path(folder) / REJECTED, join(task.url, rejected_name(task.unit)))
-            input_ids, loss_mask, index = writer.upload(storage, task.url)
-    return UnitSummary(
-        unit=task.unit,
-        url=task.source.url,
-        rows=read,
-        rejected=dict(counts),
-        examples=tuple(examples),
-        dtype=writer.dtype,
-        highest_token=writer.highest_token,
-        input_ids=input_ids,
-        loss_mask=loss_mask,
-        index=index,
-    )
+                yield Passed(task.unit.number, read, min(storage.passed(), task.unit.bytes))
+        except (StorageError, DataError):
+            same_object(storage, source)  # when it was replaced while it was read, that is what is told
+            raise
+        same_object(storage, source)
+        yield writer.upload(storage, recipe.url, found.lines)
 
 
-def _same_object(storage: Storage, source: SourceObject) -> None:
+def batches(found: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
+    """The rows, some at a time: BATCH_ROWS, or fewer long ones."""
+    batch: list[tuple[int, Row]] = []
+    size = 0
+    for line, row in found:
+        batch.append((line, row))
+        size += characters(row)
+        if len(batch) == BATCH_ROWS or size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def characters(value: object) -> int:
+    """How much text a row holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(characters, value.values()))
+    return sum(map(characters, value)) if isinstance(value, list) else 1
+
+
+def same_object(storage: Storage, source: SourceObject) -> None:
     """The digest under which the rows are kept stands for what the plan saw, and for nothing that came later."""
     found = storage.info(source.url)
     if (found.size, found.etag) != (source.size, source.etag):
         raise DataError(Problem(source.url, "was replaced since the plan was made", "run the job again"))
 
 
-def _encode(
-    batch: list[tuple[int, dict[str, Any] | Rejected]], encoder: Encoder, writer: UnitWriter, task: Task
-) -> Iterator[tuple[int, dict[str, Any] | None, Rejected]]:
-    """Writes what can be learnt from; gives (line, row, why) of the others."""
-    kept: list[tuple[int, dict[str, Any], Sample]] = []
-    for line, row in batch:
-        if isinstance(row, Rejected):
-            yield line, None, row
+def _write(batch: list[tuple[int, Row]], encoder: Encoder, writer: UnitWriter, task: Task, fraction: float) -> None:
+    columns = dict(task.columns)
+    parsed = [row if isinstance(row, Rejected) else parse(row, task.format, columns) for _, row in batch]
+    encoded = iter(encoder.encode([sample for sample in parsed if not isinstance(sample, Rejected)]))
+    for (line, row), sample in zip(batch, parsed, strict=True):
+        pieces = sample if isinstance(sample, Rejected) else next(encoded)
+        if isinstance(sample, Rejected) or isinstance(pieces, Rejected):
+            assert isinstance(pieces, Rejected)
+            writer.reject(line, None if isinstance(row, Rejected) else row, pieces)
             continue
-        sample = parse(row, task.data.format)
-        if isinstance(sample, Rejected):
-            yield line, row, sample
-        else:
-            kept.append((line, row, sample))
-    encoded = encoder.encode([sample for _, _, sample in kept])
-    for (line, row, sample), pieces in zip(kept, encoded, strict=True):
-        if isinstance(pieces, Rejected):
-            yield line, row, pieces
-            continue
-        held_out = task.held_out or fingerprint(sample) < task.data.validation_fraction * 2**64
+        held_out = task.held_out or fingerprint(sample) < fraction * 2**64
         writer.add(line, pieces, VALIDATION if held_out else TRAIN)
 
 
-def _tasks(plan: Plan, s3: S3Spec) -> list[Task]:
+def _recipe(plan: Plan, s3: S3Spec) -> Recipe:
     data = plan.trajectory.data
-    sources = [(source, False) for source in data.train] + [(source, True) for source in data.validation]
-    parts = [(source, held_out, part) for source, held_out in sources for part in range(_parts(source))]
-    return [
-        Task(
-            unit, source, part, _parts(source), held_out, plan.trajectory.model, data,
-            plan.storage.prepared, plan.storage.cache, s3,
-        )
-        for unit, (source, held_out, part) in enumerate(parts)
-    ]  # fmt: skip
-
-
-def _parts(source: SourceObject) -> int:
-    """Depends on the object alone: the same digest always has the same shards."""
-    ratio = COMPRESSION_RATIO if source.url.lower().endswith(COMPRESSED) else 1
-    return max(1, min(MAX_PARTS, source.size * ratio // PART_BYTES))
+    return Recipe(
+        model=plan.trajectory.model.model_dump_json(),
+        s3=s3.model_dump_json(),
+        url=plan.storage.prepared,
+        cache=plan.storage.cache,
+        sequence_length=data.sequence_length,
+        overlength=data.overlength,
+        train_on=data.train_on,
+        chat_template=data.chat_template,
+        validation_fraction=data.validation_fraction,
+    )
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(model_json: str, cache: str, s3_json: str) -> Any:
-    """Once per process; the arguments are text because a cache's keys must be hashable."""
+def _encoder(recipe: Recipe) -> tuple[Encoder, int]:
+    """An encoder and its tokenizer's size, once per process."""
     from shoal.models import load_tokenizer, tokenizer_folder
 
-    model, s3 = ModelPlan.model_validate_json(model_json), S3Spec.model_validate_json(s3_json)
-    return load_tokenizer(tokenizer_folder(model, Storage(s3), Path(absolute(cache))), model.trust_remote_code)
+    model, s3 = ModelPlan.model_validate_json(recipe.model), S3Spec.model_validate_json(recipe.s3)
+    folder = tokenizer_folder(model, Storage(s3), Path(absolute(recipe.cache)))
+    tokenizer = load_tokenizer(folder, model.trust_remote_code)
+    encoder = Encoder(tokenizer, recipe.sequence_length, recipe.overlength, recipe.train_on, recipe.chat_template)
+    return encoder, len(tokenizer)
 
 
-def _join_rejected(storage: Storage, url: str, units: list[UnitSummary], cache: Path) -> None:
-    """One file over all units, in their order."""
-    with answering(str(cache)):
-        cache.mkdir(parents=True, exist_ok=True)
-    with answering(str(cache)), tempfile.NamedTemporaryFile(dir=cache, prefix="rejected-") as file:
-        for unit in units:
-            if unit.rejected:
-                file.write(storage.read(join(url, rejected_name(unit.unit))))
-        file.flush()
-        storage.upload(Path(file.name), join(url, REJECTED))
+class _Metered(Storage):
+    """Knows how far the one object that is read through it has been read, and reads no other in its place."""
 
+    def __init__(self, s3: S3Spec, source: SourceObject):
+        super().__init__(s3)
+        self._etag = source.etag
+        self._ranges = 0
+        self._stream: BinaryIO | None = None
 
-class _Progress:
-    """Says how many rows are done, twice a second at most."""
+    def read_ranges(self, url: str, ranges: Sequence[tuple[int, int]], *, etag: str | None = None) -> list[bytes]:
+        found = super().read_ranges(url, ranges, etag=etag or self._etag)
+        self._ranges += sum(map(len, found))
+        return found
 
-    def __init__(self, report: Callable[[dict[str, Any]], Any]):
-        self._report, self._done = report, 0
-        self._began = self._told = time.monotonic()
-        self._report({"kind": "phase", "phase": "preparing", "detail": "loading the tokenizer"})
+    def open(self, url: str, *, etag: str | None = None) -> BinaryIO:
+        self._stream = super().open(url, etag=etag or self._etag)
+        return self._stream
 
-    def rows(self, count: int) -> None:
-        self._done += count
-        if time.monotonic() - self._told > 0.5:
-            self.tell()
-
-    def note(self, message: str) -> None:
-        self._report({"kind": "note", "message": message})
-
-    def tell(self) -> None:
-        self._told = now = time.monotonic()
-        detail = f"{self._done:,} rows, {self._done / (now - self._began):,.0f} rows/s"
-        self._report({"kind": "phase", "phase": "preparing", "detail": detail})
+    def passed(self) -> int:
+        """Bytes."""
+        if self._stream is None or self._stream.closed:
+            return self._ranges
+        return self._stream.tell()

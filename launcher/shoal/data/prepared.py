@@ -1,59 +1,113 @@
-"""Prepared data as arrays of lengths in memory, and tokens read from the store when they are asked for."""
+"""Prepared data as columns that the node's processes share, and samples read when they are asked for."""
 
-import fcntl
-import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from shoal.data.summary import TRAIN, VALIDATION, File, Index, PreparedSummary, UnitSummary, summary
+from shoal.data.access import Request, Shards
+from shoal.data.cache import CACHE_BYTES, Fetcher, Shelf
+from shoal.data.summary import COLUMNS, TRAIN, VALIDATION, PreparedSummary, column_name, load_column, summary
 from shoal.data.template import Encoded
-from shoal.errors import DataError, Problem
-from shoal.storage import Storage, absolute, join
+from shoal.errors import DataError, Problem, StorageError
+from shoal.storage import Fault, Storage, absolute, join
 
-WHOLE_FILE_BYTES = 256 * 2**20
-"""Files up to this size are kept whole on the node; of larger ones just the asked ranges are read."""
-CACHE_BYTES = 20 * 2**30
-"""Prepared data above this size in all are read by ranges, so that a node's disk does not fill up."""
-GAP_BYTES = 64 * 2**10
-"""Ranges closer than this are read as one: a request costs more than so many bytes."""
+EAGER = ("length", "targets", "unit", "offset", "crc")
+"""Columns that every reader needs; the others are fetched when they are asked for."""
 
 
-@dataclass(frozen=True)
-class _Column:
-    """One kind of file, with one element per token."""
+class Index:
+    """What is known of each sample of one split: arrays with one entry per sample, mapped from this node's files."""
 
-    file: File
-    dtype: np.dtype
+    def __init__(self, load: Callable[[str], np.ndarray]):
+        """`load` gives a column by its name."""
+        self._load = load
+
+    @cached_property
+    def unit(self) -> np.ndarray:
+        """int32: position in PreparedSummary.units."""
+        return self._load("unit")
+
+    @cached_property
+    def source(self) -> np.ndarray:
+        """int16: number of the SourcePlan, those to train on first."""
+        return self._load("source")
+
+    @cached_property
+    def row(self) -> np.ndarray:
+        """int64: line or row of the source object, from 1."""
+        return self._load("row")
+
+    @cached_property
+    def piece(self) -> np.ndarray:
+        """int32: piece of the row, from 0; -1 where the row is one sample."""
+        return self._load("piece")
+
+    @cached_property
+    def offset(self) -> np.ndarray:
+        """int64: first byte in the unit's shard."""
+        return self._load("offset")
+
+    @cached_property
+    def length(self) -> np.ndarray:
+        """int32: tokens."""
+        return self._load("length")
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """int32: supervised tokens that are predicted."""
+        return self._load("targets")
+
+    @cached_property
+    def crc(self) -> np.ndarray:
+        """uint32: checksum of the record."""
+        return self._load("crc")
 
 
-@dataclass(frozen=True)
 class Prepared:
-    """The prepared data of one folder; tokens come out as int64, masks as bool."""
+    """The prepared data of one folder; tokens come out as int64, masks as bool. For any number of threads."""
 
-    storage: Storage
-    url: str
-    folder: Path
-    """Where this node keeps whole files."""
-    summary: PreparedSummary
-    train: Index
-    validation: Index
-    _mapped: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    def __init__(self, storage: Storage, url: str, found: PreparedSummary, shelf: Shelf | None):
+        """`shelf`: this node's copies; None for data that lie on this node already, or whose disk takes nothing."""
+        self.storage, self.url, self.summary = storage, url, found
+        self._shelf = shelf
+        self._fetcher: Fetcher | None = None
+        self.train = Index(lambda column: self._column(TRAIN, column))
+        self.validation = Index(lambda column: self._column(VALIDATION, column))
+        self._shards = Shards(
+            storage,
+            url,
+            [unit.shard.name for unit in found.units],
+            np.dtype(found.dtype).newbyteorder("<"),
+            _beside(url) if _is_local(url) else shelf.path if shelf else lambda name: None,
+            shelf,
+            lambda where, what, attempt: _tell(storage, where, what, attempt),
+        )
 
     @classmethod
-    def open(cls, storage: Storage, url: str, cache: Path) -> "Prepared":
-        """Raises DataError when nothing is prepared at `url`, StorageError when the store refuses."""
+    def open(cls, storage: Storage, url: str, cache: Path, cache_bytes: int = CACHE_BYTES) -> "Prepared":
+        """`cache`: folder of this node, which keeps no more than `cache_bytes` of all prepared data together.
+
+        Raises DataError when nothing is prepared at `url`, StorageError when the store refuses.
+        """
         found = summary(storage, url)
         if found is None:
             raise DataError(Problem(url, "no prepared data", "run the job again: they are prepared first"))
-        folder = cache / "prepared" / found.digest
-        index = Index.load(_local(storage, url, found.index, folder).read_bytes())
-        return cls(
-            storage, url, folder, found, index.select(index.split == TRAIN), index.select(index.split == VALIDATION)
-        )
+        if _is_local(url):
+            return cls(storage, url, found, None)
+        try:
+            needed = found.shard_bytes + found.column_bytes
+            shelf = Shelf(cache / "prepared", found.digest, needed, cache_bytes)
+        except OSError as error:
+            _tell(storage, str(cache), f"{error.strerror}: nothing is kept on this node", 1)
+            shelf = None
+        opened = cls(storage, url, found, shelf)
+        with ThreadPoolExecutor(2 * len(EAGER)) as threads:
+            splits = (opened.train, opened.validation)
+            list(threads.map(lambda wanted: getattr(*wanted), [(split, name) for split in splits for name in EAGER]))
+        return opened
 
     @property
     def lengths(self) -> np.ndarray:
@@ -66,6 +120,11 @@ class Prepared:
         return self.train.targets
 
     @property
+    def sources(self) -> np.ndarray:
+        """int16[n]: number of the SourcePlan of each sample to train on."""
+        return self.train.source
+
+    @property
     def validation_lengths(self) -> np.ndarray:
         return self.validation.length
 
@@ -74,107 +133,63 @@ class Prepared:
         return self.validation.targets
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[Encoded]:
-        """Samples to train on, in the order asked for."""
-        return self._read(self.train, np.asarray(indices, np.int64))
+        """Samples to train on, in the order asked for.
+
+        Raises StorageError when the store refuses, DataError for a sample that is damaged however often it is read.
+        """
+        return self.take(self.request(indices))
 
     def read_validation(self, indices: Sequence[int] | np.ndarray) -> list[Encoded]:
-        return self._read(self.validation, np.asarray(indices, np.int64))
+        return self.take(self.request(indices, VALIDATION))
+
+    def request(self, indices: Sequence[int] | np.ndarray, split: int = TRAIN) -> Request:
+        """Begins to read samples, without waiting; `take` waits for them."""
+        wanted = np.asarray(indices, np.int64)
+        index = self.validation if split == VALIDATION else self.train
+        return self._shards.request(index.unit[wanted], index.offset[wanted], index.length[wanted], index.crc[wanted])
+
+    def take(self, request: Request) -> list[Encoded]:
+        return self._shards.take(request)
+
+    def keep(self) -> None:
+        """Begins to fetch all shards to this node, where they fit; for those who will read most of them."""
+        if self._fetcher is None and self._shelf is not None and self._shelf.keeps_whole and self.summary.units:
+            files = [unit.shard for unit in self.summary.units]
+            storage = self.storage
+            self._fetcher = Fetcher(
+                self._shelf, storage, self.url, files, lambda where, what: _tell(storage, where, what, 1)
+            )
 
     def sample_id(self, index: int) -> str:
         """`object/row`, or `object/row/piece`: names a sample to train on whatever the order."""
         url, row = self.summary.units[self.train.unit[index]].url, self.train.row[index]
         return f"{url}/{row}" + (f"/{self.train.piece[index]}" if self.train.piece[index] >= 0 else "")
 
-    def _read(self, index: Index, wanted: np.ndarray) -> list[Encoded]:
-        tokens: list[np.ndarray] = [np.empty(0)] * len(wanted)
-        masks = list(tokens)
-        for number in np.unique(index.unit[wanted]):
-            unit = self.summary.units[number]
-            places = np.flatnonzero(index.unit[wanted] == number)
-            starts = index.offset[wanted[places]]
-            stops = starts + index.length[wanted[places]]
-            for column, found in zip(self._columns(unit), (tokens, masks), strict=True):
-                for place, piece in zip(places, self._slices(column, starts, stops), strict=True):
-                    found[place] = piece
-        return [Encoded(ids.astype(np.int64), mask.astype(np.bool_)) for ids, mask in zip(tokens, masks, strict=True)]
-
-    def _columns(self, unit: UnitSummary) -> tuple[_Column, _Column]:
-        tokens = np.dtype(self.summary.dtype).newbyteorder("<")
-        return _Column(unit.input_ids, tokens), _Column(unit.loss_mask, np.dtype(np.uint8))
-
-    def _slices(self, column: _Column, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
-        """Elements start..stop of the column's file for each pair."""
-        if self._keeps_whole(column.file):
-            whole = self._whole(column)
-            return [whole[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
-        size = column.dtype.itemsize
-        ranges = coalesce(starts * size, stops * size, GAP_BYTES)
-        blocks = self.storage.read_ranges(join(self.url, column.file.name), ranges)
-        begins = np.array([begin for begin, _ in ranges])
-        slices = []
-        for start, stop in zip((starts * size).tolist(), (stops * size).tolist(), strict=True):
-            block = int(np.searchsorted(begins, start, side="right")) - 1
-            begin = int(begins[block])
-            slices.append(np.frombuffer(blocks[block], column.dtype, (stop - start) // size, start - begin))
-        return slices
-
-    def _keeps_whole(self, file: File) -> bool:
+    def _column(self, split: int, column: str) -> np.ndarray:
         if _is_local(self.url):
-            return True
-        total = sum(unit.input_ids.size + unit.loss_mask.size for unit in self.summary.units)
-        return file.size <= WHOLE_FILE_BYTES and total <= CACHE_BYTES
-
-    def _whole(self, column: _Column) -> np.ndarray:
-        if column.file.name not in self._mapped:
-            path = _local(self.storage, self.url, column.file, self.folder)
-            self._mapped[column.file.name] = np.memmap(path, column.dtype, mode="r")
-        return self._mapped[column.file.name]
-
-
-def coalesce(starts: np.ndarray, stops: np.ndarray, gap: int) -> list[tuple[int, int]]:
-    """Ranges (sorted, end exclusive) that cover all of start..stop, joined where less than `gap` lies between."""
-    order = np.argsort(starts, kind="stable")
-    ranges: list[tuple[int, int]] = []
-    for start, stop in zip(starts[order].tolist(), stops[order].tolist(), strict=True):
-        if ranges and start - ranges[-1][1] <= gap:
-            ranges[-1] = (ranges[-1][0], max(stop, ranges[-1][1]))
-        else:
-            ranges.append((start, stop))
-    return ranges
+            return load_column(Path(absolute(self.url)), split, column)
+        name = column_name(split, column)
+        (file,) = (one for one in self.summary.columns if one.name == name)
+        if self._shelf is not None:
+            try:
+                self._shelf.fetch(self.storage, self.url, file)
+                return load_column(self._shelf.folder, split, column)
+            except StorageError:
+                raise
+            except OSError as error:
+                _tell(self.storage, str(self._shelf.folder), f"{error.strerror}: {name} is held in memory", 1)
+        return np.frombuffer(self.storage.read(join(self.url, name)), COLUMNS[column])
 
 
 def _is_local(url: str) -> bool:
     return "://" not in url
 
 
-def _local(storage: Storage, url: str, file: File, folder: Path) -> Path:
-    """A path of the whole file on this node, fetched at most once per node and checked when fetched."""
-    if _is_local(url):
-        return Path(absolute(join(url, file.name)))
-    path = folder / file.name
-    if path.exists():  # it appears at once, and only when it is right
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / f"{file.name}.lock"):
-        if not path.exists():
-            arriving = folder / f"{file.name}.arriving"
-            storage.download(join(url, file.name), arriving)
-            _verify(arriving, file, join(url, file.name))
-            arriving.rename(path)
-    return path
+def _beside(url: str) -> Callable[[str], Path | None]:
+    folder = Path(absolute(url))
+    return lambda name: folder / name
 
 
-def _verify(path: Path, file: File, url: str) -> None:
-    with path.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != file.sha256:
-        path.unlink()
-        raise DataError(Problem(url, "its checksum is wrong", "delete the folder of these prepared data and run again"))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process of this node at a time."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _tell(storage: Storage, where: str, what: str, attempt: int) -> None:
+    if storage.on_fault is not None:
+        storage.on_fault(Fault(url=where, operation="read", what=what, attempt=attempt, wait_s=0.0))

@@ -1,19 +1,26 @@
 """One rank's part of each global batch, read ahead of the step that needs it."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import overload
+from typing import TypeVar
 
 import numpy as np
 
+from shoal.data.access import Request
 from shoal.data.order import Order, deal
 from shoal.data.prepared import Prepared
+from shoal.data.summary import VALIDATION
 from shoal.data.template import Encoded
 
-AHEAD = 2
-"""Steps that are read ahead; memory holds so many steps of one rank."""
+AHEAD_STEPS = 16
+AHEAD_BYTES = 64 * 2**20
+"""How far a rank reads ahead: so many steps, fewer when they could be larger together, but one in any case."""
+TOKEN_BYTES = 9
+"""An Encoded holds so many per token."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,18 @@ class StepBatch:
     """Equally many on every rank."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one rank reads of a global batch."""
+
+    samples: np.ndarray
+    """int64[n]: micro-batch after micro-batch."""
+    counts: list[int]
+    """Samples of each micro-batch."""
+    targets: int
+    tokens: int
+
+
 class Reader:
     """What rank `rank` of `workers` reads."""
 
@@ -46,69 +65,106 @@ class Reader:
 
     def step(self, step: int) -> StepBatch:
         """This rank's part of step `step` (the first is 1)."""
-        cursor = self.order.locate(step)
-        rows = self.order.batch(cursor)
-        samples = np.concatenate(rows)
-        dealt = deal([int(self.order.lengths[row].sum()) for row in rows], self.workers, self.micro_batch_size)
-        return StepBatch(
-            step=step,
-            epoch=cursor.epoch,
-            targets=int(self.order.targets[samples].sum(dtype=np.int64)),
-            tokens=int(self.order.lengths[samples].sum(dtype=np.int64)),
-            micro_batches=_read(self.prepared.read, [[rows[row] for row in micro] for micro in dealt[self.rank]]),
-        )
+        return self._finish(step, *self._begin(step))
 
     def steps(self, first: int, last: int) -> Iterator[StepBatch]:
-        """Steps first..last, both included. What is read ahead is not consumed: a new call starts where it is told."""
-        with ThreadPoolExecutor(1, thread_name_prefix="reader") as thread:
-            ahead: deque[Future[StepBatch]] = deque()
-            try:
-                for step in range(first, last + 1):
-                    while len(ahead) <= AHEAD and step + len(ahead) <= last:
-                        ahead.append(thread.submit(self.step, step + len(ahead)))
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+        """Steps first..last, both included. What is read ahead is not consumed: a new call starts where it is told.
 
-    def validation(self) -> Sequence[MicroBatch]:
+        Memory holds `ahead` steps, and the bytes of as many more on their way. What the store refuses is raised at the
+        step that needs it.
+        """
+        self.prepared.keep()
+        yield from _ahead(self._produce(first, last), self.ahead)
+
+    @property
+    def ahead(self) -> int:
+        """Steps that are read ahead."""
+        rows = -(-self.order.batch_size // self.workers)
+        return _fitting(rows * self.order.sequence_length)
+
+    def validation(self) -> "Validation":
         """This rank's part of the held-out samples: each on one rank, equally many micro-batches on all.
 
-        Read when they are asked for, so that memory does not grow with the split.
+        Read as they are asked for, so that memory does not grow with the split.
         """
-        lengths = self.prepared.validation_lengths
+        lengths, targets = self.prepared.validation_lengths, self.prepared.validation_targets
         if not len(lengths):
-            return []
-        order = Order(
-            lengths, self.prepared.validation_targets, 0, len(lengths), self.order.sequence_length, self.order.packing
-        )
-        rows = order.batch(order.locate(1))
-        dealt = deal([int(lengths[row].sum()) for row in rows], self.workers, self.micro_batch_size)
-        return _Lazy(self.prepared.read_validation, [[rows[row] for row in micro] for micro in dealt[self.rank]])
+            return Validation(self.prepared, Part(np.empty(0, np.int64), [], 0, 0), 1)
+        self.prepared.keep()
+        # micro-batches of the whole split are dealt as one global batch
+        order = Order(lengths, targets, 0, len(lengths), self.order.sequence_length, self.order.packing)
+        part = _part(order, order.batch(order.locate(1)), self.rank, self.workers, self.micro_batch_size)
+        return Validation(self.prepared, part, _fitting(self.micro_batch_size * self.order.sequence_length))
+
+    def _produce(self, first: int, last: int) -> Iterator[StepBatch]:
+        """Keeps the requests of several steps in flight; a step that has arrived is not kept waiting by planning."""
+        begun: deque[tuple[Part, Request]] = deque()
+        ahead = self.ahead
+        for step in range(first, last + 1):
+            while len(begun) < ahead and step + len(begun) <= last and not (begun and begun[0][1].is_ready()):
+                begun.append(self._begin(step + len(begun)))
+            yield self._finish(step, *begun.popleft())
+
+    def _begin(self, step: int) -> tuple[Part, Request]:
+        rows = self.order.batch(self.order.locate(step))
+        part = _part(self.order, rows, self.rank, self.workers, self.micro_batch_size)
+        return part, self.prepared.request(part.samples)
+
+    def _finish(self, step: int, part: Part, request: Request) -> StepBatch:
+        documents = iter(self.prepared.take(request))
+        micro_batches = [MicroBatch([next(documents) for _ in range(count)]) for count in part.counts]
+        return StepBatch(step, self.order.locate(step).epoch, part.targets, part.tokens, micro_batches)
 
 
-Read = Callable[[np.ndarray], list[Encoded]]
+class Validation:
+    """Micro-batches in turn, read ahead while one is computed."""
 
-
-def _read(read: Read, micro_batches: list[list[np.ndarray]]) -> list[MicroBatch]:
-    """Reads the samples of all micro-batches (lists of rows) at once."""
-    micro_samples = [np.concatenate([np.empty(0, np.int64), *rows]) for rows in micro_batches]
-    documents = iter(read(np.concatenate([np.empty(0, np.int64), *micro_samples])))
-    return [MicroBatch([next(documents) for _ in samples]) for samples in micro_samples]
-
-
-class _Lazy(Sequence[MicroBatch]):
-    def __init__(self, read: Read, micro_batches: list[list[np.ndarray]]):
-        self._of, self._micro_batches = read, micro_batches
+    def __init__(self, prepared: Prepared, part: Part, ahead: int):
+        self._prepared, self._part, self._ahead = prepared, part, ahead
 
     def __len__(self) -> int:
-        return len(self._micro_batches)
+        return len(self._part.counts)
 
-    @overload
-    def __getitem__(self, index: int) -> MicroBatch: ...
-    @overload
-    def __getitem__(self, index: slice) -> "_Lazy": ...
-    def __getitem__(self, index: int | slice) -> "MicroBatch | _Lazy":
-        if isinstance(index, slice):
-            return _Lazy(self._of, self._micro_batches[index])
-        return _read(self._of, [self._micro_batches[index]])[0]
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return _ahead(self._produce(), self._ahead)
+
+    def _produce(self) -> Iterator[MicroBatch]:
+        micros = np.split(self._part.samples, np.cumsum(self._part.counts)[:-1]) if len(self) else []
+        begun: deque[Request] = deque()
+        for number in range(len(micros)):
+            while len(begun) < self._ahead and number + len(begun) < len(micros):
+                begun.append(self._prepared.request(micros[number + len(begun)], VALIDATION))
+            yield MicroBatch(self._prepared.take(begun.popleft()))
+
+
+def _part(order: Order, rows: list[np.ndarray], rank: int, workers: int, micro_batch_size: int) -> Part:
+    """Deals a global batch, whose rows are given as sample indices."""
+    samples = np.concatenate(rows)
+    lengths = order.lengths[samples]
+    starts = np.cumsum([0, *map(len, rows[:-1])])
+    micros = deal(np.add.reduceat(lengths, starts).tolist(), workers, micro_batch_size)[rank]
+    mine = [rows[row] for micro in micros for row in micro]
+    return Part(
+        samples=np.concatenate([np.empty(0, np.int64), *mine]),
+        counts=[sum(len(rows[row]) for row in micro) for micro in micros],
+        targets=int(order.targets[samples].sum(dtype=np.int64)),
+        tokens=int(lengths.sum(dtype=np.int64)),
+    )
+
+
+def _fitting(tokens: int) -> int:
+    """How many pieces of at most so many tokens are held ahead."""
+    return max(1, min(AHEAD_STEPS, AHEAD_BYTES // (TOKEN_BYTES * tokens)))
+
+
+def _ahead(items: Iterator[Item], ahead: int) -> Iterator[Item]:
+    """The items in order, made in a thread, at most `ahead` before they are asked for; an exception comes in its place."""
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as thread:
+        asked: deque[Future[Item | None]] = deque(thread.submit(next, items, None) for _ in range(ahead))
+        try:
+            while (item := asked.popleft().result()) is not None:
+                asked.append(thread.submit(next, items, None))
+                yield item
+        finally:
+            for future in asked:
+                future.cancel()

@@ -1,7 +1,6 @@
-"""What a folder of prepared data holds: its `meta.json`, its index, and the names of its files."""
+"""What a folder of prepared data holds: its `meta.json`, its columns, and the names of its files."""
 
-import io
-from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,12 +10,48 @@ from shoal.errors import DataError, Problem
 from shoal.spec.base import Frozen
 from shoal.storage import Storage, join
 
-VERSION = 1
+VERSION = 2
+"""Of the preparation: part of the data's digest, so raise it whenever the same rows would give other files."""
 META = "meta.json"
 """Written last: the data are prepared when it exists."""
-INDEX = "index.npz"
 REJECTED = "rejected.jsonl"
 TRAIN, VALIDATION = 0, 1
+SPLITS = ("train", "validation")
+
+TokenType = Literal["uint16", "uint32"]
+
+COLUMNS = {
+    "unit": np.dtype("<i4"),
+    "source": np.dtype("<i2"),
+    "row": np.dtype("<i8"),
+    "piece": np.dtype("<i4"),
+    "offset": np.dtype("<i8"),
+    "length": np.dtype("<i4"),
+    "targets": np.dtype("<i4"),
+    "crc": np.dtype("<u4"),
+}
+"""What is known of each sample of a split, one file of plain numbers each; see prepared.Index for what they mean."""
+
+
+def shard_name(unit: int) -> str:
+    """A unit's records, end to end."""
+    return f"shard-{unit:05d}.bin"
+
+
+def unit_name(unit: int) -> str:
+    """A unit's summary, written when its other files are there: the unit is done when it exists."""
+    return f"unit-{unit:05d}.json"
+
+
+def column_name(split: int, column: str) -> str:
+    return f"{SPLITS[split]}.{column}.bin"
+
+
+def load_column(folder: Path, split: int, column: str) -> np.ndarray:
+    """A column out of a local folder, mapped rather than read."""
+    path = folder / column_name(split, column)
+    # an empty file cannot be mapped
+    return np.memmap(path, COLUMNS[column], "r") if path.stat().st_size else np.empty(0, COLUMNS[column])
 
 
 class File(Frozen):
@@ -37,32 +72,44 @@ class Example(Frozen):
 
 
 class UnitSummary(Frozen):
-    """What one unit of work found: one source object, or one of the equal parts that a large one is read in."""
+    """What one unit of work found: one source object, or one part of a large one."""
 
     unit: int
+    source: int
+    """Number of its SourcePlan: those to train on first, then those for validation."""
     url: str
+    etag: str
+    part: int
+    parts: int
+    """Of this object."""
+    lines: int
+    """Physical lines of the part, blank ones included: what later parts of the object count on from."""
     rows: int
     """Rows read, rejected ones included; blank lines are no rows."""
     rejected: dict[str, int]
     """Rejected rows by cause."""
     examples: tuple[Example, ...]
-    """The first rejected rows."""
-    dtype: Literal["uint16", "uint32"]
+    """The first rejected rows, by lines of the part. Left out of the summary of all units, which has its own."""
+    dtype: TokenType
     highest_token: int
     """-1 without a sample."""
-    input_ids: File
-    loss_mask: File
+    samples: tuple[int, int]
+    """To train on, and held out."""
+    shard: File
     index: File
+    """One shards.ENTRY per sample, by lines of the part."""
+    apart: File | None
+    """The rejected rows, as JSON lines; None without any."""
 
 
 class PreparedSummary(Frozen):
-    """`meta.json`."""
+    """`meta.json`. Lines and rows count from the beginning of their object."""
 
     version: int = VERSION
     digest: str
     format: str
     sequence_length: int
-    dtype: Literal["uint16", "uint32"]
+    dtype: TokenType
     """Type of the tokens, little-endian."""
     highest_token: int
     """The model must have more tokens than this."""
@@ -78,62 +125,25 @@ class PreparedSummary(Frozen):
     """Supervised tokens that are predicted: the first token of a sample never is."""
     validation_targets: int
     packed_rows: int
-    """Rows of sequence_length that packing makes of the samples to train on, in every epoch."""
+    """Rows of sequence_length that packing makes of the samples to train on, each taken once."""
     rejected: dict[str, int]
     """Rejected rows by cause."""
     examples: tuple[Example, ...]
     """The first rejected rows."""
     units: tuple[UnitSummary, ...]
-    index: File
+    columns: tuple[File, ...]
 
     @property
     def rejected_rows(self) -> int:
         return sum(self.rejected.values())
 
+    @property
+    def shard_bytes(self) -> int:
+        return sum(unit.shard.size for unit in self.units)
 
-@dataclass(frozen=True)
-class Index:
-    """Where each sample lies. Every field is an array with one entry per sample."""
-
-    unit: np.ndarray
-    """int32: position in PreparedSummary.units."""
-    row: np.ndarray
-    """int64: line or row of the source object, from 1."""
-    piece: np.ndarray
-    """int32: piece of the row, from 0; -1 where the row is one sample."""
-    offset: np.ndarray
-    """int64: first token in the unit's files."""
-    length: np.ndarray
-    """int32: tokens."""
-    targets: np.ndarray
-    """int32: supervised tokens that are predicted."""
-    split: np.ndarray
-    """uint8: TRAIN or VALIDATION."""
-
-    DTYPES = ("<i4", "<i8", "<i4", "<i8", "<i4", "<i4", "u1")
-
-    @classmethod
-    def of(cls, columns: list[list[int]] | list[np.ndarray]) -> "Index":
-        """From one sequence per field."""
-        return cls(*(np.asarray(column, dtype) for column, dtype in zip(columns, cls.DTYPES, strict=True)))
-
-    @classmethod
-    def concatenate(cls, parts: list["Index"]) -> "Index":
-        names = [field.name for field in fields(cls)]
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-    @classmethod
-    def load(cls, data: bytes) -> "Index":
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return cls(*(arrays[field.name] for field in fields(cls)))
-
-    def dump(self) -> bytes:
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **{field.name: getattr(self, field.name) for field in fields(self)})
-        return buffer.getvalue()
-
-    def select(self, mask: np.ndarray) -> "Index":
-        return Index(*(getattr(self, field.name)[mask] for field in fields(self)))
+    @property
+    def column_bytes(self) -> int:
+        return sum(column.size for column in self.columns)
 
 
 def summary(storage: Storage, url: str) -> PreparedSummary | None:
