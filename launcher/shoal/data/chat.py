@@ -61,6 +61,8 @@ class _Writing:
 
     def __init__(self, template: ChatTemplate, sample: Conversation, turns: list[Turn]):
         self._template, self._messages, self._tools, self._turns = template, sample.messages, sample.tools, turns
+        self._ending = ""
+        """What ends an answer of this conversation, once one was found: spares a rendering for each of the others."""
         self._marked = template.apply_marked(self._turns, self._tools)
         self.text = self._apply(self._turns) if self._marked is None else self._marked[0]
 
@@ -84,14 +86,21 @@ class _Writing:
         if not self.text.startswith(before):
             self._unstable(place, "its generation prompt")
         start, end = len(before), len(self.text)
+        message = self._messages[place]
+        plain = not message.tool_calls and not message.reasoning and self.text.startswith(message.content, start)
+        after = start + len(message.content)
+        if plain and self._ending and self.text.startswith(self._ending, after):
+            return start, after + len(self._ending)
         if place + 1 < len(self._turns):
             up_to = self._apply(self._turns[: place + 1])
             end = len(up_to) if self.text.startswith(up_to) else self._end(place)
         if end < start:
             self._unstable(place, "its generation prompt")
         body, end = self._body(place, start, end)
-        if any(call["function"]["name"] not in body for call in self._messages[place].tool_calls):
+        if any(call["function"]["name"] not in body for call in message.tool_calls):
             refuse("template", f"messages[{place}]: the chat template does not write tool calls")
+        if plain and self._template.special_end(self.text[after:end]):
+            self._ending = self.text[after:end]
         inserted = self._inserted(place, body)
         # an empty <think></think> or a role header; a mere space belongs to the answer's first token
         return start + (len(inserted) if inserted.strip() else 0), end
