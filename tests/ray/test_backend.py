@@ -187,18 +187,19 @@ def test_stop_reaches_every_worker_and_the_run_leaves_in_order(ray_up, tmp_path:
     assert 3 < result.step < 10_000
 
 
-def doubles(number: int) -> int:
+def doubles(number: int) -> Iterator[int]:
     if number < 0:
         raise ModelError(Problem("number", "is negative"))
-    return 2 * number
+    yield from (number, 2 * number)
 
 
-def test_tasks_map_in_order_and_their_answers_come_out(ray_up) -> None:
+def test_all_that_comes_of_tasks_comes_out_and_their_answers_as_well(ray_up) -> None:
     backend = RayLocal(PROFILE)
     backend.start()
-    assert list(backend._map(doubles, [1, 2, 3])) == [2, 4, 6]
+    assert list(backend.map(doubles, [])) == []
+    assert sorted(backend.map(doubles, range(10, 60))) == sorted([*range(10, 60), *range(20, 120, 2)])
     with pytest.raises(ModelError, match="number: is negative"):
-        list(backend._map(doubles, [1, -1]))
+        list(backend.map(doubles, [1, -1]))
 
 
 def waits(plan: Plan, world: World, report: Report) -> Result:

@@ -119,7 +119,9 @@ class RayLocal:
         logs = self._logs()
 
         def each(task: Any) -> Iterator[Done]:
-            yield from work(task)
+            # Ray sends values into the generator, which no other iterator takes
+            for item in work(task):  # noqa: UP028
+                yield item
 
         remote: Any = ray.remote(num_cpus=1, num_returns="streaming")(each)
         window = math.ceil(ray.cluster_resources()["CPU"] * TASKS_PER_CPU)
