@@ -1,4 +1,7 @@
-"""Object storage: one small interface over local folders and s3://. Every failure is a StorageError of one line."""
+"""Object storage: one small interface over local folders, s3:// and, to read from, the hub's data sets.
+
+Every failure is a StorageError of one line.
+"""
 
 import os
 import re
@@ -11,6 +14,7 @@ from shoal import store
 from shoal.errors import Problem, StorageError
 from shoal.spec.cluster import S3Spec
 from shoal.storage.faults import Fault
+from shoal.storage.hub import HubFiles
 from shoal.storage.local import LocalFiles, answering, replacing
 from shoal.storage.objects import ObjectInfo, search
 from shoal.storage.s3 import S3Objects
@@ -33,16 +37,17 @@ def absolute(url: str) -> str:
 
 
 class Storage:
-    """Local folders and s3:// behind one interface. Picklable, without keys; clients are made where they are used.
+    """Local folders, s3:// and hf:// behind one interface. Picklable, without keys; clients are made where they are used.
 
-    A url is "s3://BUCKET/KEY" or a local path; one that ends in "/" means everything under it.
+    A url is "s3://BUCKET/KEY", "hf://datasets/ORG/NAME[@REVISION]/PATH" or a local path; one that ends in "/" means
+    everything under it.
     `on_fault` hears of every request that failed, was cut short or was slow, from any thread; it is dropped on pickling.
     """
 
     def __init__(self, s3: S3Spec | None = None, on_fault: Callable[[Fault], None] | None = None):
         self.s3 = s3 or S3Spec()
         self.on_fault = on_fault
-        self._local = LocalFiles()
+        self._local, self._hub = LocalFiles(), HubFiles(on_fault)
         if self.s3.server == "embedded" and not store.available():
             self._remote: LocalFiles | S3Objects = LocalFiles("s3://", f"{store.folder_of(self.s3)}/objects/")
         else:
@@ -51,13 +56,14 @@ class Storage:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "on_fault": None}
 
-    def _of(self, url: str) -> LocalFiles | S3Objects:
+    def _of(self, url: str) -> LocalFiles | S3Objects | HubFiles:
         scheme = SCHEME.match(url)
         if scheme is None:
             return self._local
-        if scheme[1] != "s3":
-            raise StorageError(Problem(url, f"{scheme[1]}:// is not supported", "use a local path or s3://bucket/key"))
-        return self._remote
+        if scheme[1] not in ("s3", "hf"):
+            fix = "use a local path, s3://bucket/key or hf://datasets/ORG/NAME/FILE"
+            raise StorageError(Problem(url, f"{scheme[1]}:// is not supported", fix))
+        return self._remote if scheme[1] == "s3" else self._hub
 
     def read(self, url: str) -> bytes:
         url = absolute(url)
