@@ -32,8 +32,8 @@ def report(found: Survey) -> Iterator[RenderableType]:
     yield _warnings(found)
 
 
-def _table(*columns: str, right: tuple[int, ...] = (), title: str = "") -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), title=title or None, title_justify="left", title_style="bold")
+def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if place in right else "left", overflow="fold", header_style="dim")
     return table
@@ -143,11 +143,11 @@ def _shares(counts: dict[str, int]) -> str:
 def _rejected(found: Survey) -> Group:
     total = sum(one.rows for one in found.rejected)
     title = f"{total:,} of {found.rows:,} rows are set apart ({total / max(found.rows, 1):.2%})"
-    table = _table("cause", "rows", "what to do", right=(1,), title=title)
+    table = _table("cause", "rows", "what to do", right=(1,))
     for one in found.rejected:
         table.add_row(one.cause, f"{one.rows:,}", one.remedy)
     lines = [_line(f"{place}: {one.cause}: {detail}") for one in found.rejected for place, detail in one.examples[:2]]
-    return Group(table, *lines)
+    return Group(Text(title, style="bold"), table, *lines)
 
 
 def _examples(found: Survey) -> Iterator[RenderableType]:
