@@ -107,7 +107,8 @@ def _counted(made: Plan, storage: Storage) -> Plan:
     from shoal.data.order import count_steps
     from shoal.data.prepared import Prepared
 
-    prepared = Prepared.open(storage, made.storage.prepared, Path(absolute(made.storage.cache)))
+    place = made.storage
+    prepared = Prepared.open(storage, place.prepared, Path(absolute(place.cache)), place.cache_bytes)
     exact = count_steps(prepared.lengths, made.trajectory, prepared.sources)
     return counted(made, exact.steps, exact.steps_per_epoch, exact.tokens)
 

@@ -13,6 +13,7 @@ from shoal.data.formats import (
     Rejected,
     Sample,
     Text,
+    check_columns,
     detect,
     parse,
 )
@@ -136,6 +137,7 @@ def source_facts(
     """Reads the first rows of up to HEADS objects, spread over all. Raises DataError when their format is not known."""
     columns = data.columns if spec.columns is None else spec.columns
     format = data.format if spec.format is None else spec.format
+    check_columns(columns, f"{where}.columns" if spec.columns else "data.columns")
     filled = [one for one in objects if one.size]
     step = max(1, len(filled) / HEADS)
     chosen = [filled[int(number * step)] for number in range(min(HEADS, len(filled)))]

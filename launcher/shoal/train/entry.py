@@ -84,7 +84,7 @@ class Worker:
         """Everything up to the first step: data, model, self-check, engine, the newest checkpoint."""
         plan, world = self.plan, self.world
         self.voice.phase("loading", plan.trajectory.model.base)
-        prepared = Prepared.open(self.storage, plan.storage.prepared, self.cache)
+        prepared = Prepared.open(self.storage, plan.storage.prepared, self.cache, plan.storage.cache_bytes)
         data = plan.trajectory.data
         order = Order(
             prepared.lengths,
