@@ -31,6 +31,8 @@ check: $(STAMP)
 	$(BIN)/pyright
 
 bench: $(STAMP)
+	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/launch.py
 

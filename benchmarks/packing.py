@@ -13,7 +13,6 @@ The last line printed is one JSON object; `ratio` holds Shoal's samples/s over e
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -47,13 +46,13 @@ def measure_shoal(path: Path, count: int) -> dict:
     """In a process of its own, so that its peak memory is its own."""
     from shoal.data.order import Cursor, Order
 
-    found = np.array(np.load(path, mmap_mode="r")[:count])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = np.load(path)[:count]
+    before = peak_bytes()
     began, cpu = time.perf_counter(), time.process_time()
     order = Order(found, found, 17, BATCH_SIZE, SEQUENCE_LENGTH, True)
     order.batch(Cursor(0, 0))
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     began, seen = time.perf_counter(), 0
     for batch in range(order.batches_of(0)):
         seen += sum(len(row) for row in order.batch(Cursor(0, batch)))
@@ -69,6 +68,12 @@ def measure_shoal(path: Path, count: int) -> dict:
         "peak_bytes": peak,
         "bytes_before": before,
     }
+
+
+def peak_bytes() -> int:
+    """This program's own high-water mark; getrusage's would begin at that of the process which started it."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def run(name: str, path: Path, count: int) -> dict:

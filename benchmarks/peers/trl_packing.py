@@ -8,7 +8,6 @@ samples at a time; with --whole all samples at once, as is needed for rows that 
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +18,12 @@ from datasets import Dataset, disable_progress_bars
 from trl.data_utils import pack_dataset
 
 
+def peak_bytes() -> int:
+    """This program's own high-water mark; getrusage's would begin at that of the process which started it."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=Path, required=True)
@@ -27,7 +32,7 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true")
     given = parser.parse_args()
     disable_progress_bars()
-    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    imported = peak_bytes()
     lengths = np.load(given.lengths, mmap_mode="r")[: given.count]
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
     tokens = pa.array(np.zeros(offsets[-1], np.int8))
@@ -36,7 +41,7 @@ def main() -> None:
     dataset = Dataset(pa.table({"input_ids": kind.from_arrays(pa.array(offsets.astype(width)), tokens)}))
     more = {"batch_size": given.count, "writer_batch_size": given.count} if given.whole else {}
     with tempfile.TemporaryDirectory() as folder:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = peak_bytes()
         began, cpu = time.perf_counter(), time.process_time()
         cache = str(Path(folder) / "packed.arrow")
         packed = pack_dataset(dataset, given.sequence_length, "bfd", {"cache_file_name": cache, **more})
@@ -49,7 +54,7 @@ def main() -> None:
         "cpu_seconds": cpu,
         "rows": rows,
         "efficiency": int(offsets[-1]) / (rows * given.sequence_length),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
         "bytes_imported": imported,
         "bytes_before": before,
     }

@@ -25,14 +25,15 @@ class Mixing:
         """`sources` (int[count]): each sample's position in `weights`. A weight is taken as its decimal text reads."""
         exact = [Fraction(repr(weight)) for weight in weights]
         assert all(weight > 0 for weight in exact)
+        assert sources is not None or all(weight == 1 for weight in exact)
         self.count, self.seed = count, seed
-        self.plain = sources is None or all(weight == 1 for weight in exact)
+        self.plain = all(weight == 1 for weight in exact)
         """Whether every epoch takes each sample once."""
         self.sources = np.zeros(0, np.int16) if sources is None else sources
         assert self.plain or len(self.sources) == count
         self._whole = np.array([math.floor(weight) for weight in exact], np.uint16)
         self._shares = {number: weight % 1 for number, weight in enumerate(exact) if weight % 1}
-        self._sizes = _sizes(self.sources, len(exact))
+        self._sizes = [] if self.plain else _sizes(self.sources, len(exact))
         self.period = 1 if self.plain else math.lcm(*(weight.denominator for weight in exact))
         """Epochs after which the same samples are taken again."""
 
