@@ -27,7 +27,7 @@ CACHE_BYTES = 20 * 2**30
 """What a node keeps of prepared data, all digests together. Those that do not fit are read by ranges."""
 SPARE_BYTES = 2**30
 """What is left free on the disk."""
-PIECE_BYTES = 8 * 2**20
+PIECE_BYTES = 4 * 2**20
 PIECES = 4
 """A file is fetched by so many requests of PIECE_BYTES at a time."""
 FETCHERS = 2
@@ -117,23 +117,26 @@ class Shelf:
                 if path.exists():
                     arriving.unlink()
                     continue
+                whole = False
                 try:
-                    _copy(storage, url, file, out, stop)
-                except BaseException:
-                    arriving.unlink(missing_ok=True)
-                    raise
-                if stop is not None and stop.is_set():
+                    whole = _copy(storage, url, file, out, stop)
+                finally:
+                    if whole:
+                        arriving.rename(path)
+                    else:
+                        arriving.unlink()
+                if not whole:
                     return False
-                arriving.rename(path)
         return True
 
 
-def _copy(storage: Storage, url: str, file: File, out: BinaryIO, stop: threading.Event | None) -> None:
+def _copy(storage: Storage, url: str, file: File, out: BinaryIO, stop: threading.Event | None) -> bool:
+    """Whether it came to the end."""
     where, hashed = join(url, file.name), hashlib.sha256()
     out.truncate(0)
     for first in range(0, file.size, PIECE_BYTES * PIECES):
         if stop is not None and stop.is_set():
-            return
+            return False
         last = min(file.size, first + PIECE_BYTES * PIECES)
         ranges = [(start, min(start + PIECE_BYTES, last)) for start in range(first, last, PIECE_BYTES)]
         for piece in storage.read_ranges(where, ranges):
@@ -145,6 +148,7 @@ def _copy(storage: Storage, url: str, file: File, out: BinaryIO, stop: threading
         raise DataError(
             Problem(where, "its checksum is wrong", "delete the folder of these prepared data and run again")
         )
+    return True
 
 
 class Fetcher:
