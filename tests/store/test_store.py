@@ -367,3 +367,54 @@ def test_a_server_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pyt
         raise AssertionError
     assert str(caught.value).startswith(f"{tmp_path}/broken: the embedded store did not start: it ended with status 1")
     assert f"see {tmp_path}/broken/supervisor.log" in str(caught.value)
+
+
+def test_variables_of_other_tools_do_not_lead_elsewhere(
+    s3: S3Spec, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "else",
+        "AWS_SESSION_TOKEN": "token",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+        "AWS_REGION": "eu-nowhere-1",
+        "AWS_SKIP_SIGNATURE": "true",
+        "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true",
+        "AWS_PROFILE": "none",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+    }.items():
+        monkeypatch.setenv(name, value)
+    own = Storage(s3)
+    own.write(join(url, "x"), b"1")
+    own.make_bucket("made-without-proxy")
+    assert own.read(join(url, "x")) == b"1"
+
+
+def test_a_key_of_an_aws_profile(s3: S3Spec, storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = store.connection(s3)
+    (tmp_path / "credentials").write_text(
+        f"[team]\naws_access_key_id = {server.access_key}\naws_secret_access_key = {server.secret_key}\n"
+        "[default]\naws_access_key_id = x\naws_secret_access_key = y\n"
+    )
+    (tmp_path / "config").write_text("[profile team]\nregion = us-east-1\n[profile sso]\nsso_session = corp\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    storage.write("s3://shoal/profile/x", b"1")
+
+    def reading(**credentials: str) -> bytes:
+        spec = S3Spec(endpoint_url=server.endpoint, credentials=CredentialRef(**credentials))
+        return Storage(spec).read("s3://shoal/profile/x")
+
+    assert reading(profile="team") == b"1"
+    assert "the store does not accept the key; the key comes from the usual AWS chain" in said(reading)
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    assert reading() == b"1"
+    absent = said(lambda: reading(profile="none"))
+    assert absent.startswith("storage.s3.credentials.profile: no AWS profile 'none'; ")
+    assert "gets its key through sso_session, which needs boto3; pip install boto3" in said(
+        lambda: reading(profile="sso")
+    )
