@@ -136,7 +136,7 @@ def test_the_terminal_has_the_figures_and_takes_rows_as_text():
         "messages, 3 of text", "1,200", "4,500 (5%)", "600  ███", "50 rows of 2,048, 88.0% full", "30 (10 per epoch",
         "20 rows of 10 others (2.00%)", "80 of 800 rows (10.00%) resemble an earlier one at 0.8, on a share of 50.0%",
         "3 of 60 held-out rows as they are, 2 of 50 nearly so", "prompts en 80.0%, und 20.0%; answers de 100.0%",
-        "40 of 1,000 rows are set apart (4.00%)", "one answer to 25 prompts", "[bold]", "(0.91)",
+        "40 of 1,000 rows are set apart (4.00%)", "one answer to 25 prompts", "[bold]", "near copy (0.91): ", "2.5",
     ):  # fmt: skip
         assert words in told, words
 

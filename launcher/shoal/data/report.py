@@ -40,10 +40,14 @@ def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:
 
 
 def _sources(found: Survey) -> Table:
-    table = _table("", "source", "format", "weight", "objects", "rows", "accepted", right=(3, 4, 5, 6))
+    weighted = any(one.weight != 1 for one in found.sources)
+    table = _table("", "source", "format", "objects", "rows", "accepted", right=(3, 4, 5, 6))
+    if weighted:
+        table.add_column("weight", justify="right", header_style="dim")
     for one in found.sources:
         others = "".join(f", {count:,} of {name}" for name, count in one.other_formats.items())
-        numbers = (f"{one.weight:g}", f"{one.objects:,}", f"{one.rows:,}", f"{one.accepted:,}")
+        numbers = [f"{one.objects:,}", f"{one.rows:,}", f"{one.accepted:,}"]
+        numbers += [f"{one.weight:g}"] if weighted else []
         table.add_row(one.split, Text(one.path), one.format + others, *numbers)
     return table
 
@@ -154,7 +158,7 @@ def _examples(found: Survey) -> Iterator[RenderableType]:
     for one in found.exact_duplicates.largest[:3]:
         yield _line(f"{one.rows:,} times: {_quoted(one.first)}")
     for pair in found.near_duplicates.examples[:3]:
-        yield _line(f"near copy: {_pair(pair)}")
+        yield _line(f"near copy ({pair.similarity:.2f}): {_quoted(pair.row)} and {pair.of}")
     for one in found.answers.repeated[:3]:
         yield _line(f"one answer to {one.prompts:,} prompts: {_quoted(one.example)}")
     for pair in found.leakage.examples[:3] if found.leakage else ():
