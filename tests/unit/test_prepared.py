@@ -12,7 +12,7 @@ from stores import FolderStore
 from shoal.data.access import coalesce
 from shoal.data.formats import Rejected
 from shoal.data.prepared import Prepared
-from shoal.data.records import from_record, record_bytes, to_record
+from shoal.data.records import Records, checksum, record_bytes, to_record
 from shoal.data.summary import TRAIN, VALIDATION, summary
 from shoal.data.template import Encoded
 from shoal.errors import DataError, StorageError
@@ -35,18 +35,25 @@ def numbers(prepared: Prepared, indices) -> list[int]:
 
 
 @given(
-    ids=st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=40),
-    learnt=st.integers(0, 2**40 - 1),
+    samples=st.lists(
+        st.lists(st.tuples(st.integers(0, 2**16 - 1), st.booleans()), min_size=1, max_size=20), max_size=5
+    ),
     wide=st.booleans(),
 )
-def test_a_record_gives_its_sample_back(ids, learnt, wide):
+def test_records_give_their_samples_back(samples, wide):
     dtype = np.dtype("<u4" if wide else "<u2")
-    sample = Encoded(np.array(ids, np.int64), np.array([bool(learnt >> place & 1) for place in range(len(ids))]))
-    record = to_record(sample, dtype)
-    assert len(record) == record_bytes(np.array([len(ids)]), dtype)[0]
-    again = from_record(record, len(ids), dtype)
-    assert again.input_ids.tolist() == ids and again.input_ids.dtype == np.int64
-    assert again.loss_mask.tolist() == sample.loss_mask.tolist() and again.loss_mask.dtype == np.bool_
+    given = [Encoded(np.array([i for i, _ in one]), np.array([learnt for _, learnt in one])) for one in samples]
+    lengths = np.array([len(one) for one in samples], np.int32)
+    stored = [to_record(one, dtype) for one in given]
+    assert [len(one) for one in stored] == record_bytes(lengths, dtype).tolist()
+    records = Records(lengths, dtype)
+    for place, one in enumerate(stored):
+        records.put(place, one)
+    assert records.unsound([checksum(one) for one in stored]) == []
+    assert records.unsound([checksum(one) ^ 1 for one in stored]) == list(range(len(stored)))
+    for one, again in zip(given, records.samples(), strict=True):
+        assert again.input_ids.tolist() == one.input_ids.tolist() and again.input_ids.dtype == np.int64
+        assert again.loss_mask.tolist() == one.loss_mask.tolist() and again.loss_mask.dtype == np.bool_
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])

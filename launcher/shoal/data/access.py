@@ -4,13 +4,13 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from shoal.data.cache import Shelf
-from shoal.data.records import checksum, from_record, record_bytes
+from shoal.data.records import Records, checksum, record_bytes
 from shoal.data.template import Encoded
 from shoal.errors import DataError, Problem
 from shoal.storage import Storage, join
@@ -36,7 +36,7 @@ class Wanted:
     offsets: list[int]
     sizes: list[int]
     """Bytes."""
-    lengths: list[int]
+    lengths: np.ndarray
     """Tokens."""
     checksums: list[int]
 
@@ -73,7 +73,7 @@ class Shards:
         url: str,
         names: list[str],
         dtype: np.dtype,
-        path: Callable[[str], Path | None],
+        path: Callable[[str], str | None],
         shelf: Shelf | None,
         tell: Tell,
     ):
@@ -92,8 +92,9 @@ class Shards:
     def request(self, units: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, checksums: np.ndarray) -> Request:
         """Begins to read records; all arrays have one entry per record. Never waits and never fails: `take` does."""
         sizes = record_bytes(lengths, self._dtype)
-        wanted = Wanted(units.tolist(), offsets.tolist(), sizes.tolist(), lengths.tolist(), checksums.tolist())
-        far: list[int] = [number for number in np.unique(units).tolist() if self._path(self._names[number]) is None]
+        wanted = Wanted(units.tolist(), offsets.tolist(), sizes.tolist(), lengths, checksums.tolist())
+        asked: list[int] = np.unique(units).tolist()
+        far = [unit for unit in asked if unit not in self._opened and self._path(self._names[unit]) is None]
         if not far:
             return Request(wanted, list(range(len(units))))
         request = Request(wanted, np.flatnonzero(~np.isin(units, far)).tolist())
@@ -110,35 +111,31 @@ class Shards:
 
         Raises StorageError when the store refuses, DataError for a record that is damaged however often it is read.
         """
-        wanted = request.wanted
-        found: list[Encoded | None] = [None] * len(wanted.units)
+        wanted, records = request.wanted, Records(request.wanted.lengths, self._dtype)
         if request.local:
-            self._read_local(wanted, request.local, found)
+            self._read_local(wanted, request.local, records)
         for one in request.ranges:
             blocks = [memoryview(block) for block in one.blocks.result()]
             offsets = [wanted.offsets[place] for place in one.places]
             holders = np.searchsorted(one.begins, offsets, side="right") - 1
             for place, holder in zip(one.places, holders.tolist(), strict=True):
                 start = wanted.offsets[place] - int(one.begins[holder])
-                record = blocks[holder][start : start + wanted.sizes[place]]
-                if checksum(record) != wanted.checksums[place]:
-                    record = self._again(wanted, place, ON_WAY)
-                found[place] = from_record(record, wanted.lengths[place], self._dtype)
-        return [one for one in found if one is not None]
+                records.put(place, blocks[holder][start : start + wanted.sizes[place]])
+        if damaged := records.unsound(wanted.checksums):
+            local = frozenset(request.local)
+            for place in damaged:
+                records.put(place, self._again(wanted, place, ON_NODE if place in local else ON_WAY))
+        return records.samples()
 
-    def _read_local(self, wanted: Wanted, places: Sequence[int], found: list[Encoded | None]) -> None:
-        opened, dtype = self._opened, self._dtype
+    def _read_local(self, wanted: Wanted, places: Sequence[int], records: Records) -> None:
+        opened = self._opened
         with self._opening:  # a file must not be closed while another thread reads from it
             for place in places:
                 unit = wanted.units[place]
-                try:
+                # what is gone since, or cut short, is found by its checksum; so is what a failing disk does not give
+                with suppress(OSError):
                     file = opened[unit] if unit in opened else self._open(unit)
-                    record = os.pread(file, wanted.sizes[place], wanted.offsets[place])
-                except OSError:  # gone since, or the disk fails: as good as damaged
-                    record = b""
-                if checksum(record) != wanted.checksums[place]:
-                    record = self._again(wanted, place, ON_NODE)
-                found[place] = from_record(record, wanted.lengths[place], dtype)
+                    os.preadv(file, records.room(place), wanted.offsets[place])
 
     def _open(self, unit: int) -> int:
         path = self._path(self._names[unit])
@@ -160,7 +157,8 @@ class Shards:
         name = self._names[unit]
         url = join(self._url, name)
         if self._shelf is not None and where == ON_NODE:
-            self._close(unit)
+            with self._opening:
+                self._close(unit)
             self._shelf.drop(name)
         for attempt in range(1, TRIES + 1):
             self._tell(url, f"bytes {start} to {stop} are damaged {where}", attempt)

@@ -10,6 +10,8 @@ DUPLICATES = 0.01
 """Share of copies that is worth a word."""
 REPEATED = 0.01
 """Share of the rows behind one answer that is worth a word."""
+TRUNCATED = 0.01
+"""Share of cut samples that is worth a word."""
 LOOSE_PACKING = 0.95
 FEW_ROWS = 100
 
@@ -99,6 +101,9 @@ def _lengths(found: Survey) -> Iterator[Advice]:
             code="few-targets", what=what, fix="shorten the prompts, or set data.train_on: all if they should be learnt"
         )
     lengths = found.lengths
+    if lengths and found.train and lengths.truncated > TRUNCATED * found.train.samples:
+        what = f"{lengths.truncated:,} samples are cut at {lengths.sequence_length:,} tokens: their answers have no end"
+        yield Advice(code="truncated", what=what, fix="raise data.sequence_length, or set data.overlength: reject")
     if lengths and lengths.max * 4 <= lengths.sequence_length:
         what = f"the longest sample has {lengths.max:,} tokens, data.sequence_length is {lengths.sequence_length:,}"
         yield Advice(code="short-samples", what=what, fix="a shorter sequence_length needs less memory")

@@ -87,12 +87,12 @@ class Shelf:
         self._names: frozenset[str] = frozenset()
         self._looked = float("-inf")
 
-    def path(self, name: str) -> Path | None:
+    def path(self, name: str) -> str | None:
         """Where a file lies on this node; None while it does not."""
         if name not in self._names and time.monotonic() - self._looked > LOOK_AGAIN_S:
             self._looked = time.monotonic()
             self._names = frozenset(os.listdir(self.folder))  # noqa: PTH208
-        return self.folder / name if name in self._names else None
+        return f"{self.folder}/{name}" if name in self._names else None
 
     def drop(self, name: str) -> None:
         """Forgets a file that turned out to be damaged."""

@@ -89,7 +89,9 @@ class Lengths(Frozen):
     mean: float
     histogram: tuple[Bar, ...]
     at_limit: int
-    """Samples of exactly sequence_length tokens: with overlength: truncate, those that were cut."""
+    """Samples of exactly sequence_length tokens."""
+    truncated: int
+    """Those of them that were cut, with data.overlength: truncate (or are just as long)."""
     sequence_length: int
 
 

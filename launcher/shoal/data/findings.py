@@ -44,7 +44,7 @@ def findings(data: DataPlan, rows: Surveyed, prepared: Prepared | None, sampled:
         if summary and summary.validation_samples
         else None,
         turns=_summed(unit.turns for unit in rows.counts),
-        lengths=_lengths(prepared) if prepared else None,
+        lengths=_lengths(prepared, data.overlength) if prepared else None,
         packing=_packing(prepared) if prepared else None,
         exact_duplicates=_exact(rows, copied, train),
         near_duplicates=_near(rows, train & (copied < 0), threshold, sampled),
@@ -102,7 +102,7 @@ def _split(samples: int, tokens: int, targets: int) -> figures.SplitFigures:
     return figures.SplitFigures(samples=samples, tokens=tokens, targets=targets, supervised_share=share)
 
 
-def _lengths(prepared: Prepared) -> figures.Lengths | None:
+def _lengths(prepared: Prepared, overlength: str) -> figures.Lengths | None:
     lengths, limit = prepared.lengths, prepared.summary.sequence_length
     if not len(lengths):
         return None
@@ -113,6 +113,7 @@ def _lengths(prepared: Prepared) -> figures.Lengths | None:
         figures.Bar(low=place * width, high=(place + 1) * width - 1, count=count)
         for place, count in enumerate(heights.tolist(), low // width)
     ]
+    at_limit = int((lengths == limit).sum())
     return figures.Lengths(
         min=low,
         median=median,
@@ -121,7 +122,8 @@ def _lengths(prepared: Prepared) -> figures.Lengths | None:
         max=high,
         mean=float(lengths.mean(dtype=np.float64)),
         histogram=tuple(bars),
-        at_limit=int((lengths == limit).sum()),
+        at_limit=at_limit,
+        truncated=at_limit if overlength == "truncate" else 0,
         sequence_length=limit,
     )
 

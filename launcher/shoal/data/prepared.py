@@ -185,9 +185,9 @@ def _is_local(url: str) -> bool:
     return "://" not in url
 
 
-def _beside(url: str) -> Callable[[str], Path | None]:
-    folder = Path(absolute(url))
-    return lambda name: folder / name
+def _beside(url: str) -> Callable[[str], str | None]:
+    folder = absolute(url)
+    return lambda name: join(folder, name)
 
 
 def _tell(storage: Storage, where: str, what: str, attempt: int) -> None:
