@@ -45,7 +45,7 @@ def whole() -> Survey:
         validation=split,
         turns={1: 900, 3: 60},
         lengths=figures.Lengths(
-            min=3, median=90, p90=200, p99=250, max=256, mean=101.5, at_limit=7, sequence_length=2048,
+            min=3, median=90, p90=200, p99=250, max=256, mean=101.5, at_limit=70, truncated=70, sequence_length=2048,
             histogram=(Bar(low=0, high=127, count=600), Bar(low=128, high=255, count=0), Bar(low=256, high=383, count=1)),
         ),
         packing=figures.Packing(rows=50, efficiency=0.88),
@@ -133,7 +133,9 @@ def test_a_page_of_little():
 def test_the_terminal_has_the_figures_and_takes_rows_as_text():
     told = text_of(whole())
     for words in (
-        "messages, 3 of text", "1,200", "4,500 (5%)", "600  ███", "50 rows of 2,048, 88.0% full", "30 (10 per epoch",
+        "messages, 3 of text", "1,200", "4,500 (5%)", "600  ███",
+        "70 samples have exactly 2,048 tokens, where longer ones are cut",
+        "50 rows of 2,048, 88.0% full", "30 (10 per epoch",
         "20 rows of 10 others (2.00%)", "80 of 800 rows (10.00%) resemble an earlier one at 0.8, on a share of 50.0%",
         "3 of 60 held-out rows as they are, 2 of 50 nearly so", "prompts en 80.0%, und 20.0%; answers de 100.0%",
         "40 of 1,000 rows are set apart (4.00%)", "one answer to 25 prompts", "[bold]", "near copy (0.91): ", "2.5",
@@ -145,7 +147,7 @@ def test_every_figure_that_is_wrong_gets_its_advice_and_a_way_out():
     found = whole()
     assert [one.code for one in found.warnings] == [
         "leakage", "near-leakage", "prompt-leakage", "rejected", "mixed-formats", "duplicates", "near-duplicates",
-        "repeated-answer", "few-targets", "short-samples", "loose-packing", "duplicate-ids", "languages",
+        "repeated-answer", "few-targets", "truncated", "short-samples", "loose-packing", "duplicate-ids", "languages",
     ]  # fmt: skip
     assert all(one.what and one.fix for one in found.warnings)
     assert "data.max_rejected allows 1.0%" in found.warnings[3].what

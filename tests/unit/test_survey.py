@@ -125,6 +125,11 @@ def test_rejected_rows_have_causes_examples_and_remedies_and_other_formats_are_n
     assert (found.rows, found.accepted) == (6, 3)
 
 
+def test_nothing_but_bad_rows_and_nothing_at_all(tmp_path):
+    found = told(tmp_path, data(written(tmp_path, "a.jsonl", b"{broken\n"), written(tmp_path, "b.jsonl", b"\n")))
+    assert (found.rows, found.accepted, found.exact_duplicates.rows, found.near_duplicates.compared) == (1, 0, 0, 0)
+
+
 def test_ids_that_come_twice(tmp_path):
     lines = [{**row, "id": number % 4} for number, row in enumerate(rows(6))]
     ids = told(tmp_path, data(written(tmp_path, "a.jsonl", *lines, rows(7)[6]))).ids

@@ -1,34 +1,26 @@
 """check and prepare: what a data engineer does before anybody trains."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shoal.cli.common import Job, Json, On, Set, console, load_both, storage_of
-from shoal.errors import DataError, Problem, SpecError
+from shoal.cli.reading import Map, Read, mapped, read_job
+from shoal.errors import Problem, SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from shoal.backends import Backend, OnEvent
+    from shoal.backends import OnEvent
     from shoal.data.clean import Cleaned
     from shoal.data.figures import Survey
-    from shoal.data.prepared import Prepared
     from shoal.data.removals import Options
-    from shoal.plan.types import DataPlan, Plan
     from shoal.spec.cluster import ClusterProfile
-    from shoal.spec.job import JobSpec
     from shoal.storage import Storage
 
-Map = Callable[[Callable[[Any], Iterator[Any]], Iterable[Any]], Iterator[Any]]
-
-SMALL_BYTES = 16 << 20
-"""Less than this is read faster here than a backend comes up."""
 PREFERENCE = "preference rows are read, but no method learns from them yet: what needs tokens is left out"
 
 Threshold = Annotated[
@@ -41,21 +33,6 @@ Threshold = Annotated[
         help="Rows resemble each other from this Jaccard similarity of their words, three by three.",
     ),
 ]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A job's data as they are read; `plan` and `prepared` are None where the rows cannot be encoded."""
-
-    data: "DataPlan"
-    folder: str
-    """Of the prepared data."""
-    rows: int
-    """About how many."""
-    plan: "Plan | None"
-    prepared: "Prepared | None"
-    refused: DataError | None
-    """Why a run would not start."""
 
 
 def check(
@@ -87,7 +64,7 @@ def check(
         if html is not None and not html.parent.is_dir():
             raise SpecError(Problem("--html", f"there is no folder {html.parent}", "name a file in one that exists"))
         with closing(backend_for(profile)) as backend, display_for(out) as display:
-            read = _read(loaded, profile, storage, backend, display.on_event)
+            read = read_job(loaded, profile, storage, backend, display.on_event)
             chosen = recipe(read.data, storage.s3, read.folder, read.rows)
             found = survey(
                 read.data,
@@ -96,7 +73,7 @@ def check(
                 storage,
                 profile.storage.cache,
                 threshold,
-                _map(backend),
+                mapped(backend),
                 display.on_event,
             )
         found = _judged(found, read)
@@ -142,65 +119,16 @@ def prepare(
     cleans = dedupe or near or drop_leaks or to is not None
     with storage_of(profile) as storage:
         with closing(backend_for(profile)) as backend, display_for(out) as display:
-            read = _read(loaded, profile, storage, backend, display.on_event)
+            read = read_job(loaded, profile, storage, backend, display.on_event)
             if read.prepared is None:
                 raise SpecError(Problem("data.format", PREFERENCE, "`shoal check` surveys them"))
             if read.refused and not cleans:
                 raise read.refused
-            cleaned = _clean(read, options, to, profile, storage, _map(backend), display.on_event) if cleans else None
+            cleaned = _clean(read, options, to, profile, storage, mapped(backend), display.on_event) if cleans else None
         _tell_prepared(out, read, cleaned, as_json)
 
 
-def _read(
-    job: "JobSpec", profile: "ClusterProfile", storage: "Storage", backend: "Backend", on_event: "OnEvent"
-) -> _Found:
-    """Plans the job and prepares its data, as far as they can be."""
-    from shoal.data.prepared import Prepared
-    from shoal.data.summary import summary
-    from shoal.facts.gather import gather
-    from shoal.plan.planner import data_plan, plan
-    from shoal.storage import absolute, join
-
-    on_event({"kind": "phase", "phase": "planning", "detail": job.model.base})
-    facts = gather(job, profile, storage)
-    sources = (*facts.data.train, *facts.data.validation)
-    if any(source.format == "preference" for source in sources):
-        folder = join(absolute(profile.storage.prepared), facts.data.digest)
-        rows = sum(source.rows for source in sources)
-        return _Found(data_plan(job, facts), folder, rows, None, None, None)
-    made = plan(job, profile, facts, job.name)
-    for note in made.notes:
-        on_event({"kind": "note", "message": note})
-    url, refused = made.storage.prepared, None
-    if summary(storage, url) is None:
-        backend.start()
-    try:
-        backend.prepare(made, storage, on_event)
-    except DataError as error:
-        if summary(storage, url) is None:
-            raise
-        refused = error  # too many rows are rejected: all the more to look at
-    prepared = Prepared.open(storage, url, Path(absolute(made.storage.cache)))
-    return _Found(made.trajectory.data, url, prepared.summary.rows, made, prepared, refused)
-
-
-def _map(backend: "Backend") -> Map:
-    """The backend's map, for work that is worth bringing it up."""
-
-    def run(work: Callable[[Any], Iterator[Any]], todo: Iterable[Any]) -> Iterator[Any]:
-        from shoal.backends.inline import Inline
-
-        todo = list(todo)
-        units = [getattr(one, "task", one).unit for one in todo]
-        if sum(unit.bytes for unit in units) < SMALL_BYTES:
-            return Inline().map(work, todo)
-        backend.start()
-        return backend.map(work, todo)
-
-    return run
-
-
-def _judged(found: "Survey", read: _Found) -> "Survey":
+def _judged(found: "Survey", read: Read) -> "Survey":
     """With what the job makes of the rows, and what to look at."""
     from shoal.data.advice import advice
     from shoal.data.figures import Steps
@@ -223,7 +151,7 @@ def _write_page(path: Path, found: "Survey", name: str) -> None:
         path.write_text(page(found, name), encoding="utf-8")
 
 
-def _tell(out: "Console", found: "Survey", read: _Found, show: int, html: Path | None, storage: "Storage") -> None:
+def _tell(out: "Console", found: "Survey", read: Read, show: int, html: Path | None, storage: "Storage") -> None:
     from shoal.data.report import report
 
     for block in report(found):
@@ -247,7 +175,7 @@ def _tell(out: "Console", found: "Survey", read: _Found, show: int, html: Path |
 
 
 def _clean(
-    read: _Found,
+    read: Read,
     options: "Options",
     to: str | None,
     profile: "ClusterProfile",
@@ -281,7 +209,7 @@ def _clean(
         return clean(data, rows, prepared, gone, options, location, profile.storage.cache, run, on_event)
 
 
-def _tell_prepared(out: "Console", read: _Found, cleaned: "Cleaned | None", as_json: bool) -> None:
+def _tell_prepared(out: "Console", read: Read, cleaned: "Cleaned | None", as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 

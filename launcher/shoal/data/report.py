@@ -90,17 +90,11 @@ def facts(found: Survey) -> Iterator[tuple[str, str]]:
     if found.turns:
         counts = ", ".join(f"{count:,} with {turns}" for turns, count in sorted(found.turns.items())[:8])
         yield "answers per row", counts + (" or more" if len(found.turns) > 8 else "")
-    if found.lengths and found.lengths.at_limit:
-        yield (
-            "at the limit",
-            f"{found.lengths.at_limit:,} samples have exactly {found.lengths.sequence_length:,} tokens",
-        )
-    if found.packing:
-        full = f"{found.packing.efficiency:.1%} full"
-        yield (
-            "packing",
-            f"{found.packing.rows:,} rows of {found.lengths.sequence_length if found.lengths else 0:,}, {full}",
-        )
+    if (lengths := found.lengths) and lengths.at_limit:
+        cut = ", where longer ones are cut" if lengths.truncated else ""
+        yield "at the limit", f"{lengths.at_limit:,} samples have exactly {lengths.sequence_length:,} tokens{cut}"
+    if lengths and (packing := found.packing):
+        yield "packing", f"{packing.rows:,} rows of {lengths.sequence_length:,}, {packing.efficiency:.1%} full"
     if found.steps:
         yield (
             "steps",
