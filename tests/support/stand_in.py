@@ -14,6 +14,7 @@ from shoal.plan.types import (
     OptimizerPlan,
     Plan,
     SourceObject,
+    SourcePlan,
     StoragePlan,
     Trajectory,
 )
@@ -48,10 +49,11 @@ def make_plan(root: Path, base: str = "tiny", method: str = "lora", **changes: A
         "lora": None if method == "full" else LoraSpec(r=4, lora_alpha=8),
         "quantization": QuantizationSpec() if method == "qlora" else None,
         "data": DataPlan(
-            train=(source,),
+            train=(SourcePlan(path=source.url, objects=(source,), format="text", columns={}, weight=1.0),),
             validation=(),
             validation_fraction=0.1,
-            format="text",
+            train_on="assistant",
+            chat_template=None,
             sequence_length=64,
             packing=True,
             overlength="reject",
