@@ -17,8 +17,9 @@ from shoal.storage import Storage, join
 
 GAP_BYTES = 64 * 2**10
 """Ranges closer than this are read as one: a request costs more than so many bytes."""
-REQUESTS = 32
-"""Shards whose ranges are read side by side."""
+REQUESTS, REQUESTS_MEANWHILE = 32, 8
+"""Shards whose ranges are read side by side; and while whole ones are on their way, for which more would only stand in
+the way."""
 OPEN_FILES = 256
 ON_NODE, ON_WAY = "on this node", "as they came from the store"
 TRIES = 3
@@ -83,7 +84,8 @@ class Shards:
         self._path, self._shelf, self._tell = path, shelf, tell
         self._opened: dict[int, int] = {}
         self._opening = threading.Lock()
-        self._threads = ThreadPoolExecutor(REQUESTS, thread_name_prefix="ranges")
+        requests = REQUESTS_MEANWHILE if shelf is not None and shelf.keeps_whole else REQUESTS
+        self._threads = ThreadPoolExecutor(requests, thread_name_prefix="ranges")
 
     def __del__(self) -> None:
         for file in self._opened.values():

@@ -73,7 +73,6 @@ class Reader:
         Memory holds `ahead` steps, and the bytes of as many more on their way. What the store refuses is raised at the
         step that needs it.
         """
-        self.prepared.keep()
         yield from _ahead(self._produce(first, last), self.ahead)
 
     @property
@@ -97,13 +96,17 @@ class Reader:
         return Validation(self.prepared, part, _fitting(self.micro_batch_size * self.order.sequence_length))
 
     def _produce(self, first: int, last: int) -> Iterator[StepBatch]:
-        """Keeps the requests of several steps in flight; a step that has arrived is not kept waiting by planning."""
+        """Keeps the requests of several steps in flight; a step that has arrived is not kept waiting by planning.
+
+        The first step is asked for alone, so that nothing stands in its way.
+        """
         begun: deque[tuple[Part, Request]] = deque()
-        ahead = self.ahead
         for step in range(first, last + 1):
+            ahead = min(self.ahead, 2 * (step - first) + 1)
             while len(begun) < ahead and step + len(begun) <= last and not (begun and begun[0][1].is_ready()):
                 begun.append(self._begin(step + len(begun)))
             yield self._finish(step, *begun.popleft())
+            self.prepared.keep()
 
     def _begin(self, step: int) -> tuple[Part, Request]:
         rows = self.order.batch(self.order.locate(step))
