@@ -66,6 +66,9 @@ def live(plan: Plan, base: Path, **lora: Any) -> StandIn:
     model = AutoModelForCausalLM.from_pretrained(
         str(base), dtype=torch.float32, quantization_config=quantization(plan.trajectory)
     )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # training turns it off too
+            module.support_avx512bf16_for_cpu = False
     model.config.use_cache = False
     if plan.trajectory.method != "full":
         torch.manual_seed(1)
