@@ -138,24 +138,28 @@ def test_reading_ahead_is_bounded_in_bytes(url, folder, monkeypatch, bytes_, ahe
     assert len(list(Reader(prepared, order, 0, 1, 1).steps(1, 9))) == 9
 
 
-def test_the_ranges_of_several_steps_are_on_their_way_at_once(remote, folder):
+def test_the_first_step_is_asked_for_alone_and_then_several_at_once(remote, folder):
     store, url = remote
-    together = threading.Barrier(4)
+    reader = reader_at(store, url, folder / "none", cache_bytes=0, batch_size=1)
+    lock, running, most = threading.Lock(), [0], [0]
 
     def wait(name, ranges, found):
-        if name.startswith("shard-"):
-            together.wait(timeout=20)  # nobody goes on before four requests are here
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.2)
+        with lock:
+            running[0] -= 1
         return found
 
-    reader = reader_at(store, url, folder / "none", cache_bytes=0, batch_size=1)
     store.change = wait
-    samples = len(reader.prepared.lengths)
-    wanted = sum(len(reader._begin(step)[1].ranges) for step in range(1, 9))
-    assert samples and wanted >= 4
-    reader = reader_at(store, url, folder / "none", cache_bytes=0, batch_size=1)
-    for _, step in zip(range(2), reader.steps(1, 10_000), strict=False):
-        assert step.micro_batches
-    together.abort()
+    asked = len(store.asked)
+    produced = reader._produce(1, 20)
+    next(produced)
+    assert (most, len(store.asked) - asked) == ([1], 1)
+    for _ in range(8):
+        next(produced)
+    assert most[0] >= 4
 
 
 def test_a_refusal_comes_up_at_the_step_that_needs_it_and_not_before(remote, folder):
