@@ -94,6 +94,18 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, chat_template:
     return tokenizer
 
 
+def keep_4bit_exact(model: Any) -> Any:
+    """The model, with its 4-bit layers kept as they are quantised. Without any it is unchanged.
+
+    On CPUs with AVX512-BF16 bitsandbytes repacks such a layer for inference at the first evaluation, for good: its scales
+    are rounded to bf16, and no gradient passes through it any more.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def _once(place: Path, make: Callable[[Path], None]) -> Path:
     """`place`, made by `make` in a temporary folder beside it unless it is there: whole, or not at all."""
     if place.is_dir():

@@ -23,7 +23,7 @@ from transformers import (
 from shoal.errors import ExportError, ModelError, SpecError
 from shoal.infer import generate
 from shoal.infer.load import fetch_export, load
-from shoal.models import load_tokenizer
+from shoal.models import keep_4bit_exact, load_tokenizer
 from shoal.plan.types import Plan
 from shoal.runs import RunFolder
 from shoal.spec.cluster import S3Spec
@@ -66,9 +66,7 @@ def live(plan: Plan, base: Path, **lora: Any) -> StandIn:
     model = AutoModelForCausalLM.from_pretrained(
         str(base), dtype=torch.float32, quantization_config=quantization(plan.trajectory)
     )
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # training turns it off too
-            module.support_avx512bf16_for_cpu = False
+    keep_4bit_exact(model)
     model.config.use_cache = False
     if plan.trajectory.method != "full":
         torch.manual_seed(1)

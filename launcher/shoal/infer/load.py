@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shoal.errors import ModelError, Problem, SpecError
-from shoal.models import load_tokenizer, materialise
+from shoal.models import keep_4bit_exact, load_tokenizer, materialise
 from shoal.plan.types import Plan
 from shoal.runs import RunFolder
 from shoal.storage import Storage, absolute, join
@@ -88,10 +88,11 @@ def _model(plan: Plan, folder: Path, quantized: bool = False) -> Any:
     config = None
     if quantized and quantization is not None:
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **quantization.model_dump())
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         str(folder),
         dtype=dtype,
         quantization_config=config,
         device_map={"": 0} if cuda else None,
         trust_remote_code=plan.trajectory.model.trust_remote_code,
-    ).eval()
+    )
+    return keep_4bit_exact(model).eval()

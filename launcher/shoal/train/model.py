@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
 from shoal.errors import ModelError, Problem
+from shoal.models import keep_4bit_exact
 from shoal.plan.types import Plan, Trajectory
 from shoal.tasks import attention, causal_lm
 from shoal.train.engine import place
@@ -28,12 +29,7 @@ def load_base(trajectory: Trajectory, folder: Path, attn_implementation: str, de
         trust_remote_code=trust,
     )
     model.config.use_cache = False
-    for module in model.modules():
-        # On CPUs with AVX512-BF16 bitsandbytes repacks a 4-bit layer for inference at the first evaluation, for good: its
-        # scales are rounded to bf16, and no gradient passes through it any more.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  torch types every attribute as a module
-    return model
+    return keep_4bit_exact(model)
 
 
 def quantization(trajectory: Trajectory) -> BitsAndBytesConfig | None:
