@@ -112,6 +112,7 @@ class RayLocal:
         from ray.exceptions import RayError, RayTaskError
 
         from shoal.backends.failures import ray_failed
+        from shoal.backends.inline import quiet
 
         waiting = deque(todo)
         if not waiting:
@@ -119,6 +120,7 @@ class RayLocal:
         logs = self._logs()
 
         def each(task: Any) -> Iterator[Done]:
+            quiet()  # of tokenizers' threads as well: a task has one CPU
             # Ray sends values into the generator, which no other iterator takes
             for item in work(task):  # noqa: UP028
                 yield item
