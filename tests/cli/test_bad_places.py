@@ -76,7 +76,7 @@ DATA = [
             "empty-answer: 2 rows; fill or remove these rows",
             "overlength: 1 row; raise data.sequence_length, or set data.overlength: truncate",
             "{place}/bad.jsonl:11: malformed: ",
-            "{place}/bad.jsonl:13: empty-answer: no message is the assistant's",
+            "{place}/bad.jsonl:13: empty-answer: no message of `messages` is the assistant's",
         ),
         {"data": {"train": "bad.jsonl"}},
         command=("check", "job.yaml"),
@@ -103,15 +103,15 @@ DATA = [
     ),
     Case(
         "rows of no known format",
-        ("data.train: rows have the fields conversations, which", "rename `conversations` to `messages`"),
-        {"data": {"train": "sharegpt.jsonl"}},
+        ("data.train: rows have the fields question, response, which", "data.columns"),
+        {"data": {"train": "odd.jsonl"}},
         status=3,
     ),
     Case(
         "no answer in any row",
         (
             "data.train: none of the first 10 rows reads as messages; fill or remove these rows: nothing could be learnt",
-            "{place}/questions.jsonl:1: empty-answer: no message is the assistant's",
+            "{place}/questions.jsonl:1: empty-answer: no message of `messages` is the assistant's",
         ),
         {"data": {"train": "questions.jsonl"}},
         command=("run", "job.yaml"),
@@ -121,7 +121,7 @@ DATA = [
         "no answer that fits",
         (
             "data.train: 20 of 20 rows (100.0%) are rejected",
-            "no-target: 20 rows; raise data.sequence_length: the prompt alone fills the row",
+            "no-target: 20 rows; raise data.sequence_length if the prompt alone fills the row",
             "{place}/long.jsonl:1: no-target: the answer begins after 96 tokens and is cut off",
         ),
         {"data": {"train": "long.jsonl", "overlength": "truncate"}},

@@ -78,7 +78,7 @@ def fill(folder: Path, sound: Path) -> None:
     write_lines(folder / "broken.jsonl", ["{oops", "[1]"])
     write_lines(folder / "questions.jsonl", [{"messages": [{"role": "user", "content": "why?"}]}] * 10)
     write_lines(folder / "long.jsonl", [messages("why " * 200, "so")] * 20)
-    write_lines(folder / "sharegpt.jsonl", [{"conversations": [{"from": "human", "value": "why?"}]}])
+    write_lines(folder / "odd.jsonl", [{"question": "why?", "response": "so"}])
     write_lines(folder / "one.jsonl", good[:1])
     for name, text in (("empty.jsonl", ""), ("notes.txt", "hello"), ("x.parquet", "none")):
         (folder / name).write_text(text)
