@@ -237,3 +237,41 @@ def test_without_the_server_a_folder_serves(
         assert said(lambda: storage.read("s3://shoal/a/c")) == "s3://shoal/a/c: no such file; check the name"
     assert (tmp_path / "objects/shoal/a/b").read_bytes() == b"1"
     assert f"{tmp_path}/objects" in capsys.readouterr().err
+
+
+ANSWERS = {
+    "status code: 403 Forbidden: <Error><Code>ExpiredToken</Code></Error>": "the key has expired; renew it; ",
+    "status code: 400 Bad Request: <Error><Code>AuthorizationHeaderMalformed</Code></Error>": "lies in another region",
+    "Received redirect without LOCATION, this normally indicates an incorrectly configured region": "another region",
+    "Error performing PUT http://169.254.169.254/latest/api/token in 1ms - HTTP error: kind: Connect": "no key was found",
+    "Error performing POST https://sts.eu.amazonaws.com/ in 1ms - status code: 403": "web identity was not accepted",
+    "Error performing GET https://x in 1ms - HTTP error: kind: Connect, InvalidCertificate": "cannot be trusted",
+    "Error performing GET https://x in 1ms - HTTP error: kind: Timeout": "does not answer in time",
+    "status code: 503 Service Unavailable: <Error><Code>SlowDown</Code></Error>": "too busy; try again later",
+    "status code: 418 I'm a teapot": "the store failed (418)",
+    "something new\n\nDebug source:\nDetails {}": "the store failed (something new); see",
+}
+
+
+@pytest.mark.parametrize(("text", "said_to_person"), ANSWERS.items(), ids=ANSWERS.values())
+def test_the_clients_words_become_one_line(text: str, said_to_person: str) -> None:
+    from obstore.exceptions import GenericError
+
+    line = str(answer(GenericError(text), "s3://abc/d", S3Spec(endpoint_url="https://x")))
+    assert line.startswith("s3://abc/d: ") and said_to_person in line and "\n" not in line
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "http://", "ftp://host", "http://host name", "http://key:word@host"])
+def test_an_impossible_endpoint_is_no_panic(endpoint: str) -> None:
+    anonymous = CredentialRef(anonymous=True)
+    line = said(lambda: Storage(S3Spec(endpoint_url=endpoint, credentials=anonymous)).read("s3://abc/d"))
+    assert line.startswith("storage.s3.endpoint_url: ") and line.endswith("; write https://HOST:PORT")
+    assert "word" not in line
+    odd = Storage(S3Spec(endpoint_url="http://127.0.0.1:9", region="eu central", credentials=anonymous))
+    assert said(lambda: odd.read("s3://abc/d")).startswith("storage.s3.region: 'eu central' is no region")
+
+
+def test_a_key_with_a_line_break_is_no_panic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "AK\nIA")
+    line = said(lambda: external(access_key_env="KEY", secret_key_env="KEY").read("s3://abc/d"))
+    assert "holds a space or a line break" in line and "AK" not in line

@@ -86,8 +86,10 @@ class S3Objects(S3Requests):
 
     def read(self, url: str) -> bytes:
         info, first = self._first(url)
+        if len(first) == info.size:
+            return first
         rest = self._each(lambda one: self._piece(url, one, info.etag), split(len(first), info.size))
-        return b"".join([first, *rest]) if rest else first
+        return b"".join([first, *rest])
 
     def read_ranges(self, url: str, ranges: Sequence[Range], etag: str | None) -> list[bytes]:
         sent = requests([(start, end) for start, end in ranges if end > start])
@@ -136,7 +138,7 @@ class S3Objects(S3Requests):
         if etag and info.etag != etag:
             raise self._replaced(url)
         # Pinned to what was found: a stream never joins two versions.
-        return stream(info.size, lambda start, end: bytes(self._piece(url, (start, end), info.etag)), self._pool)
+        return stream(info.size, lambda start, end: self._piece(url, (start, end), info.etag), self._pool)
 
     def download(self, url: str, target: Path) -> None:
         info, first = self._first(url)

@@ -12,8 +12,8 @@ PIECE = 4 << 20
 AHEAD = 4
 """Pieces that are on their way while one is being read: one request alone does not fill the line."""
 
-Fetch = Callable[[int, int], bytes]
-"""The bytes [start, end) of the object."""
+Fetch = Callable[[int, int], Any]
+"""The bytes [start, end) of the object, as any buffer."""
 
 
 def stream(size: int, fetch: Fetch, executor: Executor) -> BinaryIO:
@@ -28,7 +28,7 @@ class _Ahead(io.RawIOBase):
         self._size, self._fetch, self._executor = size, fetch, executor
         self._place = 0
         self._last_end = -1
-        self._window: deque[tuple[int, int, Future[bytes]]] = deque()
+        self._window: deque[tuple[int, int, Future[Any]]] = deque()
 
     def readable(self) -> bool:
         return True
@@ -66,7 +66,7 @@ class _Ahead(io.RawIOBase):
         self._last_end = self._place
         return count
 
-    def _piece(self, ahead: bool) -> tuple[int, int, bytes]:
+    def _piece(self, ahead: bool) -> tuple[int, int, Any]:
         """The piece that holds the present place; with `ahead`, those after it are asked for as well."""
         while self._window and not self._window[0][0] <= self._place < self._window[0][1]:
             self._window.popleft()[2].cancel()
