@@ -31,6 +31,7 @@ MAY_USE: dict[str, frozenset[str]] = {
     "plan": frozenset({"errors", "spec", "storage", "facts"}),
     "facts": frozenset({"errors", "spec", "storage", "plan", "runs", "hub", "data"}),
     "data": FOUNDATION,
+    "survey": FOUNDATION | {"data"},
     "tasks": FOUNDATION | {"data"},
     "infer": FOUNDATION | {"data", "tasks"},
     "train": FOUNDATION | {"data", "tasks", "infer"},

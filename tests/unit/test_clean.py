@@ -11,15 +11,15 @@ from preparations import contents, data_plan, jsonl, source, write_sources
 from shoal.backends.inline import Inline
 from shoal.data import sources
 from shoal.data.cache import scratch
-from shoal.data.clean import Cleaned, clean, key, made
 from shoal.data.prepare import prepare
 from shoal.data.prepared import Prepared
-from shoal.data.removals import Options, removals
-from shoal.data.surveyed import Surveyed
-from shoal.data.surveying import recipe, survey_units
 from shoal.errors import DataError
 from shoal.plan.types import Plan
 from shoal.storage import Storage
+from shoal.survey.clean import Cleaned, clean, key, made
+from shoal.survey.removals import Options, removals
+from shoal.survey.run import recipe, survey_units
+from shoal.survey.surveyed import Surveyed
 
 ALL = Options(dedupe=True, near=True, drop_leaks=True)
 

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.data.duplicates import copies, largest, repeated, twins
+from shoal.survey.duplicates import copies, largest, repeated, twins
 
 numbers = st.lists(st.integers(0, 6), max_size=30)
 

@@ -1,12 +1,12 @@
 from shards import write_prepared
 from transformers import AutoTokenizer
 
-from shoal.data import inspect
 from shoal.data.formats import Completion
 from shoal.data.prepared import Prepared
 from shoal.data.summary import TRAIN
 from shoal.data.template import encode
 from shoal.storage import Storage
+from shoal.survey import inspect
 
 
 def opened(tmp_path, tokenizer) -> Prepared:

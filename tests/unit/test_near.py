@@ -3,8 +3,8 @@ import random
 import numpy as np
 import pytest
 
-from shoal.data import near
-from shoal.data.near import Links, band_rows, first_kept, links, shingles, signatures
+from shoal.survey import near
+from shoal.survey.near import Links, band_rows, first_kept, links, shingles, signatures
 
 WORDS = [f"word{number}" for number in range(5000)]
 

@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from shoal.data import figures
-from shoal.data.advice import advice
-from shoal.data.figures import Bar, Pair, Place, Survey
-from shoal.data.page import page
-from shoal.data.report import report
+from shoal.survey import figures
+from shoal.survey.advice import advice
+from shoal.survey.figures import Bar, Pair, Place, Survey
+from shoal.survey.page import page
+from shoal.survey.report import report
 
 EVIL = "<script>alert('x')</script><img src=http://evil.example/x.png> [bold]not markup[/bold] & \"quotes\""
 

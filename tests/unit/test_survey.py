@@ -9,13 +9,15 @@ import pytest
 from preparations import contents, jsonl, source, write_sources
 
 from shoal.backends.inline import Inline
-from shoal.data import sources, survey, surveying
-from shoal.data.figures import Survey
+from shoal.data import sources
 from shoal.data.samples import Completion, Conversation, Message, Preference, Text
-from shoal.data.survey import Recipe, view
 from shoal.errors import DataError
 from shoal.plan.types import DataPlan, SourcePlan
 from shoal.storage import Storage
+from shoal.survey import run as surveying
+from shoal.survey import units as survey
+from shoal.survey.figures import Survey
+from shoal.survey.units import Recipe, view
 
 GIVEN = {
     "validation_fraction": 0.0, "train_on": "assistant", "chat_template": None, "sequence_length": 64,

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from shoal.backends import OnEvent
-    from shoal.data.clean import Cleaned
-    from shoal.data.figures import Survey
-    from shoal.data.removals import Options
     from shoal.spec.cluster import ClusterProfile
     from shoal.storage import Storage
+    from shoal.survey.clean import Cleaned
+    from shoal.survey.figures import Survey
+    from shoal.survey.removals import Options
 
 PREFERENCE = "preference rows are read, but no method learns from them yet: what needs tokens is left out"
 
@@ -54,9 +54,9 @@ def check(
 
     Nothing is trained; what is prepared here is not prepared again by `shoal run`. A second look is instant.
     """
-    from shoal.data.surveying import recipe, survey
     from shoal.display import display_for
     from shoal.launch import backend_for
+    from shoal.survey.run import recipe, survey
 
     loaded, profile = load_both(job, set_, on)
     out = console(as_json)
@@ -109,9 +109,9 @@ def prepare(
     The cleaned set holds the rows as they were, in their order; removed.jsonl and record.json beside them say what
     left and why. Rows that cannot be learnt from never come along.
     """
-    from shoal.data.removals import Options
     from shoal.display import display_for
     from shoal.launch import backend_for
+    from shoal.survey.removals import Options
 
     loaded, profile = load_both(job, set_, on)
     out = console(as_json)
@@ -130,9 +130,9 @@ def prepare(
 
 def _judged(found: "Survey", read: Read) -> "Survey":
     """With what the job makes of the rows, and what to look at."""
-    from shoal.data.advice import advice
-    from shoal.data.figures import Steps
     from shoal.data.order import count_steps
+    from shoal.survey.advice import advice
+    from shoal.survey.figures import Steps
 
     changes = {}
     if read.plan is None or read.prepared is None:
@@ -144,15 +144,15 @@ def _judged(found: "Survey", read: Read) -> "Survey":
 
 
 def _write_page(path: Path, found: "Survey", name: str) -> None:
-    from shoal.data.page import page
     from shoal.storage.local import answering
+    from shoal.survey.page import page
 
     with answering(str(path)):
         path.write_text(page(found, name), encoding="utf-8")
 
 
 def _tell(out: "Console", found: "Survey", read: Read, show: int, html: Path | None, storage: "Storage") -> None:
-    from shoal.data.report import report
+    from shoal.survey.report import report
 
     for block in report(found):
         out.print(block, "")
@@ -161,8 +161,8 @@ def _tell(out: "Console", found: "Survey", read: Read, show: int, html: Path | N
     if not show or read.plan is None or read.prepared is None:
         return
     from shoal.backends.inline import quiet
-    from shoal.data.inspect import samples
     from shoal.storage import absolute
+    from shoal.survey.inspect import samples
 
     quiet()
     from shoal.models import load_tokenizer, tokenizer_folder
@@ -184,12 +184,12 @@ def _clean(
     on_event: "OnEvent",
 ) -> "Cleaned":
     from shoal.data.cache import scratch
-    from shoal.data.clean import clean, key, made
-    from shoal.data.removals import removals
-    from shoal.data.surveyed import Surveyed
-    from shoal.data.surveying import recipe, survey_units
     from shoal.storage import absolute, join
     from shoal.storage.local import answering
+    from shoal.survey.clean import clean, key, made
+    from shoal.survey.removals import removals
+    from shoal.survey.run import recipe, survey_units
+    from shoal.survey.surveyed import Surveyed
 
     data, prepared = read.data, read.prepared
     assert prepared

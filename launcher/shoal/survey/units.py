@@ -16,8 +16,6 @@ from pydantic import ValidationError
 
 from shoal.data.formats import detect, parse
 from shoal.data.hashing import splitmix64
-from shoal.data.languages import UNKNOWN, language
-from shoal.data.near import BLANK, signatures
 from shoal.data.prepare import Passed, Task, batches, same_object
 from shoal.data.samples import Completion, Conversation, Message, Preference, Rejected, Sample, Text, fingerprint
 from shoal.data.shards import REQUESTS, Unit
@@ -25,6 +23,8 @@ from shoal.data.sources import Row, rows
 from shoal.spec.base import Frozen
 from shoal.spec.cluster import S3Spec
 from shoal.storage import Storage, join
+from shoal.survey.languages import UNKNOWN, language
+from shoal.survey.near import BLANK, signatures
 
 VERSION = 1
 """Of what units hold; raise it whenever the same rows would give other files."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shoal.data import near
-from shoal.data.duplicates import copies, twins
-from shoal.data.figures import Place
 from shoal.data.prepared import Index, Prepared
-from shoal.data.survey import ROW, TEXT, Counts, names
 from shoal.storage import Storage, join
+from shoal.survey import near
+from shoal.survey.duplicates import copies, twins
+from shoal.survey.figures import Place
+from shoal.survey.units import ROW, TEXT, Counts, names
 
 BLOCK = 1 << 16
 """Signatures copied at once: 32 MiB."""

@@ -18,15 +18,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from shoal import __version__
-from shoal.data import near
 from shoal.data.cache import scratch
 from shoal.data.prepare import Passed, Task, same_object, tasks
 from shoal.data.prepared import Prepared
 from shoal.data.progress import Told
-from shoal.data.removals import CAUSES, KEPT, Options, Removals
 from shoal.data.sources import rows as read_rows
 from shoal.data.summary import REJECTED
-from shoal.data.surveyed import Surveyed
 from shoal.errors import DataError, Problem
 from shoal.plan.types import DataPlan, SourceObject
 from shoal.spec.base import Frozen
@@ -34,6 +31,9 @@ from shoal.spec.cluster import S3Spec
 from shoal.spec.job import Format
 from shoal.storage import Storage, absolute, join
 from shoal.storage.local import answering
+from shoal.survey import near
+from shoal.survey.removals import CAUSES, KEPT, Options, Removals
+from shoal.survey.surveyed import Surveyed
 
 VERSION = 1
 """Of the set that is written; raise it whenever the same rows would give another."""

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from shoal import __version__
-from shoal.data import figures
-from shoal.data.duplicates import largest, repeated
-from shoal.data.figures import Pair, Survey
 from shoal.data.formats import REMEDIES
 from shoal.data.prepared import Prepared
-from shoal.data.survey import Counts
-from shoal.data.surveyed import Alike, Surveyed
 from shoal.plan.types import DataPlan
+from shoal.survey import figures
+from shoal.survey.duplicates import largest, repeated
+from shoal.survey.figures import Pair, Survey
+from shoal.survey.surveyed import Alike, Surveyed
+from shoal.survey.units import Counts
 
 SHOWN = 5
 REPEATED_PROMPTS = 3

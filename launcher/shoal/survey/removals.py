@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.data.near import THRESHOLD
 from shoal.data.prepared import Prepared
-from shoal.data.surveyed import Surveyed
 from shoal.spec.base import Frozen
+from shoal.survey.near import THRESHOLD
+from shoal.survey.surveyed import Surveyed
 
 DUPLICATE, NEAR_DUPLICATE, HELD_OUT, NEAR_HELD_OUT = CAUSES = (
     "duplicate",

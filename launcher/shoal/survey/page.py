@@ -2,8 +2,8 @@
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from shoal.data.figures import Survey
-from shoal.data.report import facts
+from shoal.survey.figures import Survey
+from shoal.survey.report import facts
 
 TEMPLATE = "survey.html.jinja"
 
@@ -12,7 +12,7 @@ def page(found: Survey, name: str) -> str:
     """`name`: of the job."""
     # rows are strangers' text: autoescape for every name of template, not just those that end in .html
     environment = Environment(
-        loader=PackageLoader("shoal.data", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("shoal.survey", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["comma"] = "{:,}".format

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from shoal.data.figures import Advice, Survey
+from shoal.survey.figures import Advice, Survey
 
 FEW_SUPERVISED = 0.1
 """Share of supervised tokens below which most of the arithmetic teaches nothing."""

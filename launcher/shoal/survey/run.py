@@ -10,19 +10,19 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from shoal import __version__
-from shoal.data import figures, near
 from shoal.data.cache import scratch
-from shoal.data.figures import Survey
-from shoal.data.findings import findings
 from shoal.data.prepare import Passed, Task, tasks
 from shoal.data.prepared import Prepared
 from shoal.data.progress import EVERY_S, Told
-from shoal.data.survey import VERSION, Counts, Recipe, finished, survey_unit
-from shoal.data.surveyed import Surveyed
 from shoal.plan.types import DataPlan
 from shoal.spec.cluster import S3Spec
 from shoal.storage import Storage, absolute, join
 from shoal.storage.local import answering
+from shoal.survey import figures, near
+from shoal.survey.figures import Survey
+from shoal.survey.findings import findings
+from shoal.survey.surveyed import Surveyed
+from shoal.survey.units import VERSION, Counts, Recipe, finished, survey_unit
 
 Work = Callable[[Task], Iterator[Passed | Counts]]
 Run = Callable[[Work, Iterable[Task]], Iterable[Passed | Counts]]

@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from shoal.data.figures import Leakage, Lengths, Pair, Place, Survey
+from shoal.survey.figures import Leakage, Lengths, Pair, Place, Survey
 
 BAR_CELLS = 40
 WORDS = 60
