@@ -53,9 +53,9 @@ def endpoint_of(s3: S3Spec) -> str | None:
     except ValueError:
         known = False
     if not known or re.search(r"[\s@?#]", endpoint):
-        raise StorageError(
-            Problem("storage.s3.endpoint_url", f"{endpoint!r} is no endpoint", "write https://HOST:PORT")
-        )
+        # What stands before an @ may be a key.
+        given = "what is given" if "@" in endpoint else repr(endpoint)
+        raise StorageError(Problem("storage.s3.endpoint_url", f"{given} is no endpoint", "write https://HOST:PORT"))
     return endpoint
 
 
