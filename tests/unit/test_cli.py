@@ -39,7 +39,7 @@ from shoal.storage import Storage, join
 from shoal.train.world import Result
 
 Shoal = Callable[..., int]
-VERBS = ["check", "plan", "run", "resume", "runs", "chat", "export", "init", "schema"]
+VERBS = ["check", "prepare", "plan", "run", "resume", "runs", "chat", "export", "init", "schema"]
 STORE_VERBS = ["ls", "put", "get", "rm"]
 
 
