@@ -5,7 +5,7 @@ second run goes on from the units that are done. What comes out is the same whoe
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
@@ -172,7 +172,7 @@ def prepare_unit(recipe: Recipe, task: Task) -> Iterator[Passed | UnitSummary]:
     source = task.unit.object
     storage = _Metered(S3Spec.model_validate_json(recipe.s3), source)
     same_object(storage, source)
-    encoder, vocab_size = _encoder(recipe)
+    encoder, vocab_size = _encoder(replace(recipe, url="", validation_fraction=0.0))
     cache = Path(absolute(recipe.cache))
     with (
         answering(str(cache)),
