@@ -7,9 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, BinaryIO
 
-PIECE = 4 << 20
+PIECE = 8 << 20
 """Bytes per request, and of the buffer in front."""
-AHEAD = 4
+AHEAD = 3
 """Pieces that are on their way while one is being read: one request alone does not fill the line."""
 
 Fetch = Callable[[int, int], Any]
