@@ -1,3 +1,4 @@
+import gzip
 import json
 import multiprocessing
 import os
@@ -20,9 +21,10 @@ from shoal.data.order import count_steps
 from shoal.data.prepare import batches, prepare, summary
 from shoal.data.prepared import Prepared
 from shoal.data.progress import Progress, duration
+from shoal.data.summary import UnitSummary
 from shoal.errors import DataError, ModelError
 from shoal.plan.types import Plan
-from shoal.storage import Storage
+from shoal.storage import Fault, Storage
 
 
 @pytest.fixture
@@ -237,7 +239,7 @@ KILLED = """
 import pickle, sys, time
 from pathlib import Path
 from shoal.data import prepare as module
-from shoal.storage import Storage
+from shoal.storage import Fault, Storage
 
 plan = pickle.loads(Path(sys.argv[1]).read_bytes())
 slowly = module.rows
@@ -320,6 +322,40 @@ def test_what_is_left_is_told_from_the_bytes_that_are_read(monkeypatch):
     progress.passed(1, 40, None)
     assert events[-1]["eta_s"] == 40.0
     assert [duration(seconds) for seconds in (89, 600, 7200, 12000)] == ["89 s", "10 min", "2 h 0 min", "3 h 20 min"]
+
+
+def test_what_the_store_does_wrong_meanwhile_is_told_to_whoever_prepares(make, monkeypatch):
+    read = prepare_module.rows
+
+    def rows(storage, *arguments):
+        storage.on_fault(Fault(url="s3://b/a", operation="get", what="is too busy", attempt=1, wait_s=0.5))
+        return read(storage, *arguments)
+
+    monkeypatch.setattr(prepare_module, "rows", rows)
+    heard = []
+    plan = make({"a.jsonl": jsonl(*numbered(*range(600))), "b.jsonl": jsonl(*numbered(1))})
+    prepare(plan, Storage(on_fault=heard.append))
+    assert [fault.what for fault in heard] == ["is too busy"] * 2
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_an_object(make):
+    rows = [
+        {"text": f"{number} and some more"} if number % 10 == 0 else b"{bad" * 25 + b"\n" for number in range(100_000)
+    ]
+    plan = make({"a.jsonl.gz": gzip.compress(jsonl(*rows), 1)}, format="text", max_rejected=1.0)
+    del rows
+    (task,) = prepare_module.tasks(plan.trajectory.data)
+    seen = []
+    for item in prepare_module.prepare_unit(prepare_module._recipe(plan, plan.storage.s3), task):
+        if isinstance(item, UnitSummary) or item.rows % 10_240 == 0:
+            seen.append(resident_bytes())
+    assert item.rows == 100_000 and len(seen) == 10
+    assert seen[-1] - seen[0] < 8 * 2**20
 
 
 def test_long_rows_are_tokenised_a_few_at_a_time():

@@ -24,7 +24,7 @@ from shoal.errors import DataError, ModelError, Problem, StorageError
 from shoal.plan.types import DataPlan, ModelPlan, Plan, SourceObject
 from shoal.spec.cluster import S3Spec
 from shoal.spec.job import Format
-from shoal.storage import Storage, absolute, join
+from shoal.storage import Fault, Storage, absolute, join
 from shoal.storage.local import answering
 
 __all__ = ["PreparedSummary", "Recipe", "Task", "prepare", "prepare_unit", "summary", "tasks"]
@@ -66,11 +66,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Passed:
-    """How far a unit is."""
+    """How far a unit is, and what the store did wrong meanwhile."""
 
     unit: int
     rows: int
     bytes: int
+    faults: tuple[Fault, ...]
 
 
 Work = Callable[[Task], Iterator[Passed | UnitSummary]]
@@ -109,9 +110,12 @@ def _prepare(plan: Plan, storage: Storage, run: Run, report: Told) -> PreparedSu
     for unit in done.values():
         progress.found(unit.unit, unit.rows)
     todo = [task for task in every if task.unit.number not in done]
+    heard = storage.on_fault or (lambda fault: None)
     for one in run(partial(prepare_unit, _recipe(plan, storage.s3)), todo):
         if isinstance(one, Passed):
             progress.passed(one.unit, one.rows, one.bytes)
+            for fault in one.faults:
+                heard(fault)
             continue
         done[one.unit] = one
         progress.passed(one.unit, one.rows, None)
@@ -119,7 +123,7 @@ def _prepare(plan: Plan, storage: Storage, run: Run, report: Told) -> PreparedSu
             progress.note(f"{one.url} holds no rows")
     progress.tell()
     cache = Path(absolute(plan.storage.cache))
-    with answering(str(cache)), scratch(cache, "publishing") as folder:
+    with answering(str(cache)), scratch(cache, "preparing") as folder:
         units = [done[task.unit.number] for task in every]
         return publish(storage, url, units, data.digest, data.formats, data.sequence_length, folder)
 
@@ -184,12 +188,14 @@ def prepare_unit(recipe: Recipe, task: Task) -> Iterator[Passed | UnitSummary]:
             for batch in batches(found):
                 _write(batch, encoder, writer, task, recipe.validation_fraction)
                 read += len(batch)
-                yield Passed(task.unit.number, read, min(storage.passed(), task.unit.bytes))
+                yield storage.passed(task.unit, read)
         except (StorageError, DataError):
             same_object(storage, source)  # when it was replaced while it was read, that is what is told
             raise
         same_object(storage, source)
-        yield writer.upload(storage, recipe.url, found.lines)
+        done = writer.upload(storage, recipe.url, found.lines)
+        yield storage.passed(task.unit, read)
+        yield done
 
 
 def batches(found: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
@@ -267,7 +273,8 @@ class _Metered(Storage):
     """Knows how far the one object that is read through it has been read, and reads no other in its place."""
 
     def __init__(self, s3: S3Spec, source: SourceObject):
-        super().__init__(s3)
+        self._faults: list[Fault] = []
+        super().__init__(s3, self._faults.append)
         self._etag = source.etag
         self._ranges = 0
         self._stream: BinaryIO | None = None
@@ -281,8 +288,9 @@ class _Metered(Storage):
         self._stream = super().open(url, etag=etag or self._etag)
         return self._stream
 
-    def passed(self) -> int:
-        """Bytes."""
-        if self._stream is None or self._stream.closed:
-            return self._ranges
-        return self._stream.tell()
+    def passed(self, unit: Unit, rows: int) -> Passed:
+        """The faults are those since the last call."""
+        read = self._ranges if self._stream is None or self._stream.closed else self._stream.tell()
+        faults = tuple(self._faults)
+        del self._faults[: len(faults)]
+        return Passed(unit.number, rows, min(read, unit.bytes), faults)

@@ -192,4 +192,4 @@ def _beside(url: str) -> Callable[[str], str | None]:
 
 def _tell(storage: Storage, where: str, what: str, attempt: int) -> None:
     if storage.on_fault is not None:
-        storage.on_fault(Fault(url=where, operation="read", what=what, attempt=attempt, wait_s=0.0))
+        storage.on_fault(Fault(url=where, operation="get", what=what, attempt=attempt, wait_s=0.0))
