@@ -20,8 +20,6 @@ import numpy as np
 from materials import BENCH, archive, smollm2
 
 FOLDER = BENCH / "data"
-OBJECTS = 32
-"""Source objects that the rows are cut into, equally many rows in each."""
 LONGEST = 2048
 MEDIAN_TOKENS = 560
 SPREAD = 0.6
@@ -45,9 +43,9 @@ class Rows:
     def row(self, number: int) -> np.ndarray:
         return self.tokens[self.starts[number] : self.starts[number + 1]]
 
-    def objects(self) -> list[range]:
-        """The rows of each source object."""
-        bounds = [len(self) * part // OBJECTS for part in range(OBJECTS + 1)]
+    def parts(self, count: int) -> list[range]:
+        """The rows in so many parts of equal size."""
+        bounds = [len(self) * part // count for part in range(count + 1)]
         return [range(start, stop) for start, stop in pairwise(bounds)]
 
 

@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from corpus import FOLDER, LONGEST, OBJECTS, rows
+from corpus import FOLDER, LONGEST, rows
 from materials import ROOT, environment, readers
 from running import finish
-from stored import READERS, STORE, make, url
+from stored import OBJECTS, READERS, STORE, make, url
 
 from shoal.store import connection, serving
 
@@ -39,10 +39,12 @@ RESUMED = 50
 """Batches that are read after a resume, and compared with those of the epoch that went on."""
 LOOK_S = 0.1
 GOALS = {"rows_per_s": 2.0, "rows_per_cpu_s": 2.0, "first_batch_s": 2.0, "resume_s": 1.0, "memory_growth": 1.1}
+TENTH = 10
+"""Shoal reads so much less data for comparison: fewer objects, of the same size."""
 SCRIPTS = {"datasets": "read_datasets", "mosaicml-streaming": "read_mosaicml", "litdata": "read_litdata"}
 
 
-def start(reader: str, count: int, folder: Path, *more: str) -> list[subprocess.Popen]:
+def start(reader: str, count: int, objects: int, folder: Path, *more: str) -> list[subprocess.Popen]:
     """The processes of one reader, each with its own log and report under `folder`."""
     store = connection(STORE)
     script = ROOT / "benchmarks" / "peers" / f"{SCRIPTS.get(reader, 'read_shoal')}.py"
@@ -66,7 +68,16 @@ def start(reader: str, count: int, folder: Path, *more: str) -> list[subprocess.
             LOCAL_RANK=str(rank),
             GLOBAL_RANK=str(rank),
         )
-        command = [python, str(script), "--url", url(reader, count), "--objects", str(OBJECTS), "--rank", str(rank)]
+        command = [
+            python,
+            str(script),
+            "--url",
+            url(reader, count, objects),
+            "--objects",
+            str(objects),
+            "--rank",
+            str(rank),
+        ]
         command += ["--workers", str(WORKERS), "--batch-size", str(BATCH), "--cache", str(folder / "cache")]
         command += ["--store", STORE.folder, "--longest", str(LONGEST), "--report", str(folder / f"{rank}.json")]
         command += ["--began", repr(time.time()), *(part.replace("RANK", str(rank)) for part in more)]
@@ -75,11 +86,11 @@ def start(reader: str, count: int, folder: Path, *more: str) -> list[subprocess.
     return processes
 
 
-def read(reader: str, count: int, folder: Path, *more: str) -> dict:
+def read(reader: str, count: int, objects: int, folder: Path, *more: str) -> dict:
     """Runs one reader to its end; what its processes report together. Raises RuntimeError when one fails."""
     shutil.rmtree(folder / "cache", ignore_errors=True)
     (folder / "cache").mkdir(parents=True)
-    processes, peaks = start(reader, count, folder, *more), {}
+    processes, peaks = start(reader, count, objects, folder, *more), {}
     while any(process.poll() is None for process in processes):
         for process in processes:
             _look(process.pid, peaks)
@@ -138,11 +149,11 @@ def _objects_per_batch(numbers: list[np.ndarray], sizes: list[np.ndarray], count
     return statistics.mean(found)
 
 
-def measure(reader: str, count: int, folder: Path) -> dict:
+def measure(reader: str, count: int, objects: int, folder: Path) -> dict:
     """An epoch, and the resume in the middle of it."""
     half = count // (WORKERS * BATCH) // 2
-    whole = read(reader, count, folder, "--save", str(folder / "RANK.state"), "--save-after", str(half))
-    resumed = read(reader, count, folder, "--resume", str(folder / "RANK.state"), "--stop-after", str(RESUMED))
+    whole = read(reader, count, objects, folder, "--save", str(folder / "RANK.state"), "--save-after", str(half))
+    resumed = read(reader, count, objects, folder, "--resume", str(folder / "RANK.state"), "--stop-after", str(RESUMED))
     went_on = [batches[half : half + RESUMED] for batches in whole.pop("batches")]
     again = resumed.pop("batches")
     alike = sum(
@@ -218,14 +229,15 @@ def main() -> None:
         given.rounds, given.rows = 1, 8_000
     wanted = ("shoal", *(name for name in READERS if name in given.only))
     with serving(STORE):
-        failures = make(given.rows, wanted) | make(given.rows // 10, ("shoal",))
-        order = [(name, name, given.rows) for name in wanted if name not in failures]
-        order.append(("shoal_tenth", "shoal", given.rows // 10))
-        found: dict[str, list[dict]] = {name: [] for name, _, _ in order}
+        tenth = (given.rows // TENTH, OBJECTS // TENTH)
+        failures = make(wanted, given.rows) | make(("shoal",), *tenth)
+        order = [(name, name, given.rows, OBJECTS) for name in wanted if name not in failures]
+        order.append(("shoal_tenth", "shoal", *tenth))
+        found: dict[str, list[dict]] = {name: [] for name, *_ in order}
         for number in range(given.rounds):
             turn = number % len(order)
-            for name, reader, count in [*order[turn:], *order[:turn]]:
-                found[name].append(measure(reader, count, FOLDER / "reading" / name))
+            for name, reader, count, objects in [*order[turn:], *order[:turn]]:
+                found[name].append(measure(reader, count, objects, FOLDER / "reading" / name))
                 print(f"round {number + 1} {name}: {json.dumps(found[name][-1])}", flush=True)
     finish(summary(found, failures, given), given.out)
 

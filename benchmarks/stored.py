@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from corpus import FOLDER, LONGEST, OBJECTS, Rows, rows
+from corpus import FOLDER, LONGEST, Rows, rows
 from materials import ROOT, environment, readers
 
 from shoal.spec.cluster import S3Spec
@@ -15,32 +15,35 @@ from shoal.storage import Storage, join
 STORE = S3Spec(server="embedded", folder=str(FOLDER / "store"))
 READERS = ("shoal", "datasets", "mosaicml-streaming", "litdata")
 VOCABULARY = 49_152
+OBJECTS = 32
+"""Source objects that the rows are cut into, equally many rows in each."""
 
 
-def url(reader: str, count: int) -> str:
-    return f"s3://shoal/rows-{count}/{reader}/"
+def url(reader: str, count: int, objects: int) -> str:
+    return f"s3://shoal/rows-{count}-in-{objects}/{reader}/"
 
 
-def make(count: int, wanted: tuple[str, ...]) -> dict[str, str]:
+def make(wanted: tuple[str, ...], count: int, objects: int = OBJECTS) -> dict[str, str]:
     """Writes what is not there yet, with the store running. Says of each reader whose format could not be written why."""
     storage, failures = Storage(STORE), {}
     made = rows(count)
     for reader in wanted:
-        done = f"s3://shoal/rows-{count}/{reader}.done"
+        target = url(reader, count, objects)
+        done = target.rstrip("/") + ".done"
         if storage.exists(done):
             continue
         began = time.time()
-        storage.delete(url(reader, count))
+        storage.delete(target)
         local = FOLDER / "writing"
         shutil.rmtree(local, ignore_errors=True)
         try:
             if reader == "shoal":
-                _write_shoal(made, local, storage, url(reader, count).rstrip("/"))
+                _write_shoal(made, objects, local, storage, target.rstrip("/"))
             else:
                 command = [str(readers()), str(ROOT / "benchmarks" / "peers" / "write_rows.py"), reader]
-                command += ["--rows", str(FOLDER / f"rows-{count}"), "--objects", str(OBJECTS), "--out", str(local)]
+                command += ["--rows", str(FOLDER / f"rows-{count}"), "--objects", str(objects), "--out", str(local)]
                 subprocess.run(command, check=True, env=environment(), capture_output=True, text=True)
-                storage.upload(local, url(reader, count))
+                storage.upload(local, target)
         except subprocess.CalledProcessError as error:
             failures[reader] = error.stderr[-600:]
             continue
@@ -51,7 +54,7 @@ def make(count: int, wanted: tuple[str, ...]) -> dict[str, str]:
     return failures
 
 
-def _write_shoal(made: Rows, local: Path, storage: Storage, target: str) -> None:
+def _write_shoal(made: Rows, objects: int, local: Path, storage: Storage, target: str) -> None:
     """As preparation writes them: a unit for each source object, then the columns over all."""
     from shoal.data.publish import publish
     from shoal.data.shards import Unit, UnitWriter
@@ -61,7 +64,7 @@ def _write_shoal(made: Rows, local: Path, storage: Storage, target: str) -> None
 
     local.mkdir()
     units = []
-    for number, numbers in enumerate(made.objects()):
+    for number, numbers in enumerate(made.parts(objects)):
         source = SourceObject(url=join(target, f"rows-{number:05d}"), size=len(numbers), etag="")
         with UnitWriter(local, Unit(number, 0, source), VOCABULARY) as writer:
             for row in numbers:
