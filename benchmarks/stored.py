@@ -59,8 +59,8 @@ def _write_shoal(made: Rows, objects: int, local: Path, storage: Storage, target
     from shoal.data.publish import publish
     from shoal.data.shards import Unit, UnitWriter
     from shoal.data.summary import TRAIN
-    from shoal.data.template import Encoded
     from shoal.plan.types import SourceObject
+    from shoal.rows.template import Encoded
 
     local.mkdir()
     units = []

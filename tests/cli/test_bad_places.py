@@ -136,9 +136,7 @@ DATA = [
     ),
     Case(
         "held-out data that are trained on",
-        (
-            "data.validation: {place}/rows.jsonl is in data.train too; a loss on what was trained on says nothing",
-        ),
+        ("data.validation: {place}/rows.jsonl is in data.train too; a loss on what was trained on says nothing",),
         {"data": {"validation": "rows.jsonl"}},
         status=3,
     ),

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from shoal.data.template import Encoded
+from shoal.rows.template import Encoded
 
 
 def documents(count: int, vocabulary: int, seed: int = 0, longest: int = 40) -> list[Encoded]:

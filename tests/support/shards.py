@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shoal.data.formats import Rejected
 from shoal.data.publish import publish
 from shoal.data.shards import Unit, UnitWriter
 from shoal.data.summary import TRAIN, PreparedSummary
-from shoal.data.template import Encoded
 from shoal.plan.types import SourceObject
+from shoal.rows.formats import Rejected
+from shoal.rows.template import Encoded
 from shoal.storage import Storage
 
 Line = tuple[list[Encoded], int] | Rejected

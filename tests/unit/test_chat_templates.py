@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from chat_families import family_tokenizer
 
-from shoal.data.formats import Conversation, Rejected, parse
-from shoal.data.template import Encoder
+from shoal.rows.formats import Conversation, Rejected, parse
+from shoal.rows.template import Encoder
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 FAMILIES = [

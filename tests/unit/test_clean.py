@@ -9,12 +9,12 @@ import pytest
 from preparations import contents, data_plan, jsonl, source, write_sources
 
 from shoal.backends.inline import Inline
-from shoal.data import sources
 from shoal.data.cache import scratch
 from shoal.data.prepare import prepare
 from shoal.data.prepared import Prepared
 from shoal.errors import DataError
 from shoal.plan.types import Plan
+from shoal.rows import sources
 from shoal.storage import Storage
 from shoal.survey.clean import Cleaned, clean, key, made
 from shoal.survey.removals import Options, removals

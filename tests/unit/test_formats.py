@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.data.formats import (
+from shoal.errors import DataError
+from shoal.rows.formats import (
     FORMATS,
     REMEDIES,
     Completion,
@@ -18,7 +19,6 @@ from shoal.data.formats import (
     fingerprint,
     parse,
 )
-from shoal.errors import DataError
 
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 ASK, SAY = Message("user", "hi"), Message("assistant", "hello")

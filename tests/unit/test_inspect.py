@@ -1,10 +1,10 @@
 from shards import write_prepared
 from transformers import AutoTokenizer
 
-from shoal.data.formats import Completion
 from shoal.data.prepared import Prepared
 from shoal.data.summary import TRAIN
-from shoal.data.template import encode
+from shoal.rows.formats import Completion
+from shoal.rows.template import encode
 from shoal.storage import Storage
 from shoal.survey import inspect
 

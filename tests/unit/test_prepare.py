@@ -16,7 +16,6 @@ from preparations import contents, data_plan, jsonl, numbered, source, write_sou
 from transformers import AutoTokenizer
 
 from shoal.data import prepare as prepare_module
-from shoal.data import sources as sources_module
 from shoal.data.order import count_steps
 from shoal.data.prepare import batches, prepare, summary
 from shoal.data.prepared import Prepared
@@ -24,6 +23,7 @@ from shoal.data.progress import Progress, duration
 from shoal.data.summary import UnitSummary
 from shoal.errors import DataError, ModelError
 from shoal.plan.types import Plan
+from shoal.rows import sources as sources_module
 from shoal.storage import Fault, Storage
 
 

@@ -10,12 +10,12 @@ from shards import encoded, of_lengths, write_prepared
 from stores import FolderStore
 
 from shoal.data.access import coalesce
-from shoal.data.formats import Rejected
 from shoal.data.prepared import Prepared
 from shoal.data.records import Records, checksum, record_bytes, to_record
 from shoal.data.summary import TRAIN, VALIDATION, summary
-from shoal.data.template import Encoded
 from shoal.errors import DataError, StorageError
+from shoal.rows.formats import Rejected
+from shoal.rows.template import Encoded
 from shoal.storage import Storage
 
 URL = "s3://bucket/prepared/d1"

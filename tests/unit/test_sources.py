@@ -13,11 +13,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.data import sources
-from shoal.data.formats import Rejected, parse
-from shoal.data.sources import is_readable, parts, rows
 from shoal.errors import DataError, StorageError
 from shoal.plan.types import SourceObject
+from shoal.rows import sources
+from shoal.rows.formats import Rejected, parse
+from shoal.rows.sources import is_readable, parts, rows
 from shoal.storage import Storage
 
 ROWS = [{"text": f"row {number} ü"} for number in range(5)]
@@ -101,7 +101,7 @@ def test_an_array_is_read_in_blocks_wherever_they_end(tmp_path, monkeypatch):
     rows = [{"text": "a\n[]{}\\" * number, "ü": [number, {"🦈": None}]} for number in range(60)]
     odd = [*rows, 12345, "text", [1]]
     for block in (7, 8, 64, 1 << 20):
-        monkeypatch.setattr("shoal.data.lines.BLOCK", block)
+        monkeypatch.setattr("shoal.rows.lines.BLOCK", block)
         for indent in (None, 1):
             found = read_bytes(tmp_path, "a.json", json.dumps(odd, ensure_ascii=False, indent=indent).encode())
             assert [row for _, row in found[:60]] == rows
@@ -196,7 +196,7 @@ def test_the_parts_of_json_lines_are_the_whole(tmp_path_factory, lines, bom, end
     expected = list(whole)
     found, before = [], 0
     for part in range(count):
-        with patch("shoal.data.sources.BLOCK", block), patch("shoal.data.sources.TAIL", 4):
+        with patch("shoal.rows.sources.BLOCK", block), patch("shoal.rows.sources.TAIL", 4):
             piece = rows(Storage(), source, part, count)
             found += [(line + before, row) for line, row in piece]
         before += piece.lines
@@ -222,7 +222,7 @@ def test_a_part_reads_its_own_bytes_and_the_end_of_its_last_line(tmp_path):
 
 
 def test_a_line_too_long_is_set_apart_without_being_held(tmp_path, monkeypatch):
-    monkeypatch.setattr("shoal.data.lines.MAX_LINE_BYTES", 4 << 20)
+    monkeypatch.setattr("shoal.rows.lines.MAX_LINE_BYTES", 4 << 20)
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
         file.write(b'{"a": 1}\n{"a": "')

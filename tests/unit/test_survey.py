@@ -9,10 +9,10 @@ import pytest
 from preparations import contents, jsonl, source, write_sources
 
 from shoal.backends.inline import Inline
-from shoal.data import sources
-from shoal.data.samples import Completion, Conversation, Message, Preference, Text
 from shoal.errors import DataError
 from shoal.plan.types import DataPlan, SourcePlan
+from shoal.rows import sources
+from shoal.rows.samples import Completion, Conversation, Message, Preference, Text
 from shoal.storage import Storage
 from shoal.survey import run as surveying
 from shoal.survey import units as survey

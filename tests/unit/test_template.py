@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from shoal.data.formats import Completion, Conversation, Message, Rejected, Text
-from shoal.data.template import Encoder, encode
 from shoal.errors import ModelError
+from shoal.rows.formats import Completion, Conversation, Message, Rejected, Text
+from shoal.rows.template import Encoder, encode
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "smollm2_tokens.json"
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from shoal.data.cache import Shelf
 from shoal.data.records import Records, checksum, record_bytes
-from shoal.data.template import Encoded
 from shoal.errors import DataError, Problem
+from shoal.rows.template import Encoded
 from shoal.storage import Storage, join
 
 GAP_BYTES = 64 * 2**10

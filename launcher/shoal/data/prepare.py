@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shoal.data.cache import scratch
-from shoal.data.chat import TrainOn
-from shoal.data.formats import REMEDIES, Rejected, fingerprint, parse
 from shoal.data.progress import Progress, Told
 from shoal.data.publish import publish
 from shoal.data.shards import Unit, UnitWriter, finished
-from shoal.data.sources import Row, parts, rows
 from shoal.data.summary import REJECTED, TRAIN, VALIDATION, PreparedSummary, UnitSummary, summary
-from shoal.data.template import Encoder
 from shoal.errors import DataError, ModelError, Problem, StorageError
 from shoal.plan.types import DataPlan, ModelPlan, Plan, SourceObject
+from shoal.rows.chat import TrainOn
+from shoal.rows.formats import REMEDIES, Rejected, fingerprint, parse
+from shoal.rows.sources import Row, parts, rows
+from shoal.rows.template import Encoder
 from shoal.spec.cluster import S3Spec
 from shoal.spec.job import Format
 from shoal.storage import Fault, Storage, absolute, join
@@ -71,7 +71,7 @@ class Passed:
     unit: int
     rows: int
     bytes: int
-    faults: tuple[Fault, ...]
+    faults: tuple[Fault, ...] = ()
 
 
 Work = Callable[[Task], Iterator[Passed | UnitSummary]]

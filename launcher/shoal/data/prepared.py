@@ -10,8 +10,8 @@ import numpy as np
 from shoal.data.access import Request, Shards
 from shoal.data.cache import CACHE_BYTES, Fetcher, Shelf
 from shoal.data.summary import COLUMNS, TRAIN, VALIDATION, PreparedSummary, column_name, load_column, summary
-from shoal.data.template import Encoded
 from shoal.errors import DataError, Problem, StorageError
+from shoal.rows.template import Encoded
 from shoal.storage import Fault, Storage, absolute, join
 
 EAGER = ("length", "targets", "unit", "offset", "crc")

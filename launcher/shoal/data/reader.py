@@ -12,7 +12,7 @@ from shoal.data.access import Request
 from shoal.data.order import Order, deal
 from shoal.data.prepared import Prepared
 from shoal.data.summary import VALIDATION
-from shoal.data.template import Encoded
+from shoal.rows.template import Encoded
 
 AHEAD_STEPS = 16
 AHEAD_BYTES = 64 * 2**20

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shoal.data.template import Encoded
+from shoal.rows.template import Encoded
 
 
 def record_bytes(lengths: np.ndarray, dtype: np.dtype) -> np.ndarray:

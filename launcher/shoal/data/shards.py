@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from shoal.data.formats import Rejected
 from shoal.data.records import checksum, to_record
 from shoal.data.summary import SPLITS, Example, File, TokenType, UnitSummary, shard_name, unit_name
-from shoal.data.template import Encoded
 from shoal.plan.types import SourceObject
+from shoal.rows.formats import Rejected
+from shoal.rows.template import Encoded
 from shoal.storage import Storage, join
 
 EXAMPLES = 10

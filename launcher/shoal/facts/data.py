@@ -5,7 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from shoal.data.formats import (
+from shoal.data.summary import VERSION
+from shoal.errors import DataError, Problem, ShoalError, StorageError
+from shoal.facts.files import digest
+from shoal.facts.types import SourceFacts
+from shoal.plan.types import SourceObject
+from shoal.rows.formats import (
     REMEDIES,
     Completion,
     Conversation,
@@ -17,13 +22,8 @@ from shoal.data.formats import (
     detect,
     parse,
 )
-from shoal.data.sources import SUFFIXES, Row, is_readable
-from shoal.data.sources import rows as read_rows
-from shoal.data.summary import VERSION
-from shoal.errors import DataError, Problem, ShoalError, StorageError
-from shoal.facts.files import digest
-from shoal.facts.types import SourceFacts
-from shoal.plan.types import SourceObject
+from shoal.rows.sources import SUFFIXES, Row, is_readable
+from shoal.rows.sources import rows as read_rows
 from shoal.spec.job import DataSpec, Format, SourceSpec
 from shoal.storage import ObjectInfo, Storage
 from shoal.storage.objects import MAGIC

@@ -22,10 +22,10 @@ from shoal.data.cache import scratch
 from shoal.data.prepare import Passed, Task, same_object, tasks
 from shoal.data.prepared import Prepared
 from shoal.data.progress import Told
-from shoal.data.sources import rows as read_rows
 from shoal.data.summary import REJECTED
 from shoal.errors import DataError, Problem
 from shoal.plan.types import DataPlan, SourceObject
+from shoal.rows.sources import rows as read_rows
 from shoal.spec.base import Frozen
 from shoal.spec.cluster import S3Spec
 from shoal.spec.job import Format

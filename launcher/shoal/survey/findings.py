@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from shoal import __version__
-from shoal.data.formats import REMEDIES
 from shoal.data.prepared import Prepared
 from shoal.plan.types import DataPlan
+from shoal.rows.formats import REMEDIES
 from shoal.survey import figures
 from shoal.survey.duplicates import largest, repeated
 from shoal.survey.figures import Pair, Survey

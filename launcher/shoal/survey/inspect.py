@@ -7,7 +7,7 @@ from rich.text import Text
 
 from shoal.data.hashing import hash_order
 from shoal.data.prepared import Prepared
-from shoal.data.template import Encoded
+from shoal.rows.template import Encoded
 
 LEARNT = "bold green"
 GIVEN = "dim"

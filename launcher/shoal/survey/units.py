@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import ValidationError
 
-from shoal.data.formats import detect, parse
 from shoal.data.hashing import splitmix64
 from shoal.data.prepare import Passed, Task, batches, same_object
-from shoal.data.samples import Completion, Conversation, Message, Preference, Rejected, Sample, Text, fingerprint
 from shoal.data.shards import REQUESTS, Unit
-from shoal.data.sources import Row, rows
+from shoal.rows.formats import detect, parse
+from shoal.rows.samples import Completion, Conversation, Message, Preference, Rejected, Sample, Text, fingerprint
+from shoal.rows.sources import Row, rows
 from shoal.spec.base import Frozen
 from shoal.spec.cluster import S3Spec
 from shoal.storage import Storage, join

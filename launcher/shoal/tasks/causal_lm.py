@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shoal.data.template import Encoded
+from shoal.rows.template import Encoded
 from shoal.tasks.attention import PER_DOCUMENT
 
 AUTO_MODEL = AutoModelForCausalLM

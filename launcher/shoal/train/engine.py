@@ -16,8 +16,8 @@ import torch
 from torch import distributed
 from torch.nn import Module, Parameter
 
-from shoal.data.template import Encoded
 from shoal.plan.types import Layout, OptimizerPlan
+from shoal.rows.template import Encoded
 from shoal.tasks import causal_lm
 from shoal.train.world import World
 

@@ -16,10 +16,10 @@ from shoal import models
 from shoal.data.order import Order
 from shoal.data.prepared import Prepared
 from shoal.data.reader import Reader
-from shoal.data.template import Encoded
 from shoal.errors import Problem, ShoalError, TrainingError
 from shoal.infer.generate import answers
 from shoal.plan.types import Plan
+from shoal.rows.template import Encoded
 from shoal.runs import RunFolder
 from shoal.storage import Storage
 from shoal.train import checkpoint, selfcheck

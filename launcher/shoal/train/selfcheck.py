@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.nn import Parameter
 
-from shoal.data.template import Encoded
 from shoal.errors import Problem, SelfCheckError
+from shoal.rows.template import Encoded
 from shoal.tasks import causal_lm
 
 CROP = 24

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from shoal.data.chat import Rendered, TrainOn, render
-from shoal.data.chat_template import PINNED_DATE, ChatTemplate
-from shoal.data.messages import Unfit
-from shoal.data.samples import Completion, Conversation, Message, Preference, Rejected, Sample, Text
 from shoal.errors import ModelError, Problem
+from shoal.rows.chat import Rendered, TrainOn, render
+from shoal.rows.chat_template import PINNED_DATE, ChatTemplate
+from shoal.rows.messages import Unfit
+from shoal.rows.samples import Completion, Conversation, Message, Preference, Rejected, Sample, Text
 
 __all__ = ["PINNED_DATE", "Encoded", "Encoder", "encode"]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
-from shoal.data.chat_template import ANSWER_MARK, NEXT_MARK, ChatTemplate, Span, Turn
-from shoal.data.messages import Unfit, refuse
-from shoal.data.samples import Conversation, Message
+from shoal.rows.chat_template import ANSWER_MARK, NEXT_MARK, ChatTemplate, Span, Turn
+from shoal.rows.messages import Unfit, refuse
+from shoal.rows.samples import Conversation, Message
 
 TrainOn = Literal["assistant", "last", "all"]
 

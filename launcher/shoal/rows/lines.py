@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from shoal.data.samples import Rejected
 from shoal.errors import DataError, Problem
+from shoal.rows.samples import Rejected
 
 Row = dict[str, Any] | Rejected
 Found = Iterator[tuple[int, Row | None]]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any, NoReturn, cast
 
-from shoal.data.messages import refuse
 from shoal.errors import ModelError, Problem
+from shoal.rows.messages import refuse
 
 PINNED_DATE = date(2024, 7, 26)
 """What templates take as today: tokens must not depend on the day of preparation. Llama's own default."""

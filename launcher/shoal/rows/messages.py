@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NoReturn, cast
 
-from shoal.data.samples import Message, Rejected
+from shoal.rows.samples import Message, Rejected
 
 ROLES = {
     "system": "system", "developer": "system",

@@ -5,9 +5,9 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from shoal.data.lines import BLOCK, Found, Row
-from shoal.data.samples import Rejected
 from shoal.errors import DataError, Problem, StorageError
+from shoal.rows.lines import BLOCK, Found, Row
+from shoal.rows.samples import Rejected
 from shoal.storage import Storage
 
 ROWS_AT_A_TIME = 1024

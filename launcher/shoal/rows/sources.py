@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from itertools import islice, pairwise
 from typing import BinaryIO, cast
 
-from shoal.data.lines import BLOCK, MAX_LINE_BYTES, Found, Row, blocks_of, csv_rows, cut, json_document, json_lines
-from shoal.data.tables import arrow_rows, parquet_rows
 from shoal.errors import DataError, Problem, StorageError
 from shoal.plan.types import SourceObject
+from shoal.rows.lines import BLOCK, MAX_LINE_BYTES, Found, Row, blocks_of, csv_rows, cut, json_document, json_lines
+from shoal.rows.tables import arrow_rows, parquet_rows
 from shoal.storage import Storage
 
 __all__ = ["COMPRESSIONS", "MAX_LINE_BYTES", "PART_BYTES", "SUFFIXES", "Row", "Rows", "is_readable", "parts", "rows"]

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
-from shoal.data import messages
-from shoal.data.messages import Unfit, refuse, string
-from shoal.data.samples import Completion, Conversation, Message, Preference, Rejected, Sample, Text, fingerprint
 from shoal.errors import DataError, Problem
+from shoal.rows import messages
+from shoal.rows.messages import Unfit, refuse, string
+from shoal.rows.samples import Completion, Conversation, Message, Preference, Rejected, Sample, Text, fingerprint
 from shoal.spec.job import Format
 
 __all__ = [
