@@ -169,6 +169,10 @@ class Fetcher:
         for thread in self.threads:
             thread.start()
 
+    @property
+    def is_at_work(self) -> bool:
+        return any(thread.is_alive() for thread in self.threads)
+
 
 def _rotated(files: Sequence[File], start: int) -> list[File]:
     """From another place in each process and thread, so that they meet seldom."""

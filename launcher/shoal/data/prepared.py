@@ -160,6 +160,11 @@ class Prepared:
                 self._shelf, storage, self.url, files, lambda where, what: _tell(storage, where, what, 1)
             )
 
+    @property
+    def arriving(self) -> bool:
+        """Whether whole shards are on their way to this node: ranges are then better left unasked."""
+        return self._fetcher is not None and self._fetcher.is_at_work
+
     def sample_id(self, index: int) -> str:
         """`object/row`, or `object/row/piece`: names a sample to train on whatever the order."""
         url, row = self.summary.units[self.train.unit[index]].url, self.train.row[index]

@@ -98,11 +98,12 @@ class Reader:
     def _produce(self, first: int, last: int) -> Iterator[StepBatch]:
         """Keeps the requests of several steps in flight; a step that has arrived is not kept waiting by planning.
 
-        The first step is asked for alone, so that nothing stands in its way.
+        The first step is asked for alone, so that nothing stands in its way; so are those while whole shards arrive, which
+        ranges of many steps would only slow down.
         """
         begun: deque[tuple[Part, Request]] = deque()
         for step in range(first, last + 1):
-            ahead = min(self.ahead, 2 * (step - first) + 1)
+            ahead = 1 if self.prepared.arriving else min(self.ahead, 2 * (step - first) + 1)
             while len(begun) < ahead and step + len(begun) <= last and not (begun and begun[0][1].is_ready()):
                 begun.append(self._begin(step + len(begun)))
             yield self._finish(step, *begun.popleft())
