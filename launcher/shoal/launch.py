@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from shoal.backends import Backend, OnEvent
-from shoal.errors import Problem, SpecError
+from shoal.errors import DataError, Problem, SpecError
 from shoal.facts.gather import gather
 from shoal.lease import held
 from shoal.plan.planner import counted, plan
@@ -110,6 +110,8 @@ def _counted(made: Plan, storage: Storage) -> Plan:
     place = made.storage
     prepared = Prepared.open(storage, place.prepared, Path(absolute(place.cache)), place.cache_bytes)
     exact = count_steps(prepared.lengths, made.trajectory, prepared.sources)
+    if not exact.steps:
+        raise DataError(Problem("data.train", "its weights leave no sample to train on", "raise a weight"))
     return counted(made, exact.steps, exact.steps_per_epoch, exact.tokens)
 
 

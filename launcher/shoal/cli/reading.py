@@ -65,7 +65,7 @@ def read_job(
         if summary(storage, url) is None:
             raise
         refused = error  # too many rows are rejected: all the more to look at
-    prepared = Prepared.open(storage, url, Path(absolute(made.storage.cache)))
+    prepared = Prepared.open(storage, url, Path(absolute(made.storage.cache)), made.storage.cache_bytes)
     return Read(made.trajectory.data, url, prepared.summary.rows, made, prepared, refused)
 
 
