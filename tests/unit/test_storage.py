@@ -15,7 +15,7 @@ import pytest
 from shoal import store
 from shoal.errors import Problem, StorageError
 from shoal.spec.cluster import CredentialRef, S3Spec
-from shoal.storage import Storage, absolute, join
+from shoal.storage import Storage, absolute, join, keys
 from shoal.storage.answers import answer
 from shoal.storage.local import PARTIAL
 
@@ -275,3 +275,13 @@ def test_a_key_with_a_line_break_is_no_panic(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("KEY", "AK\nIA")
     line = said(lambda: external(access_key_env="KEY", secret_key_env="KEY").read("s3://abc/d"))
     assert "holds a space or a line break" in line and "AK" not in line
+
+
+def test_a_temporary_key_brings_its_session_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ID", "SECRET", "TOKEN"):
+        monkeypatch.setenv(f"SHOAL_TEST_{name}", name.lower())
+    names = {"access_key_env": "SHOAL_TEST_ID", "secret_key_env": "SHOAL_TEST_SECRET"}
+    found = keys.provider(CredentialRef(**names, session_token_env="SHOAL_TEST_TOKEN"))
+    assert found and found()["token"] == "token"
+    with pytest.raises(StorageError, match="session_token_env: the variable SHOAL_TEST_NONE is not set"):
+        keys.provider(CredentialRef(**names, session_token_env="SHOAL_TEST_NONE"))

@@ -101,6 +101,8 @@ def _from_profile(name: str, found: Mapping[str, str]) -> Provider:
 
 def _from_variables(credentials: CredentialRef) -> Provider:
     names = {"access_key_env": credentials.access_key_env, "secret_key_env": credentials.secret_key_env}
+    if credentials.session_token_env:
+        names["session_token_env"] = credentials.session_token_env
     problems = [
         Problem(f"{WHERE}.{field}", f"the variable {name} is not set" if name else "is missing beside the other", fix)
         for field, name in names.items()
@@ -109,8 +111,7 @@ def _from_variables(credentials: CredentialRef) -> Provider:
     ]
     if problems:
         raise StorageError(*problems)
-    access_key, secret_key = (os.environ[str(name)].strip() for name in names.values())
-    return fixed(WHERE, access_key, secret_key)
+    return fixed(WHERE, *(os.environ[str(name)].strip() for name in names.values()))
 
 
 def _from_file(path: Path) -> Provider:
