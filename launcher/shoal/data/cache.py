@@ -32,7 +32,7 @@ PIECES = 4
 """A file is fetched by so many requests of PIECE_BYTES at a time."""
 FETCHERS = 2
 """Files that one process fetches at a time."""
-LOOK_AGAIN_S = 0.5
+LOOK_AGAIN_S = 0.1
 """How often it is looked whether other processes have fetched something."""
 TRIES = 3
 
@@ -157,6 +157,8 @@ class Fetcher:
     def __init__(self, shelf: Shelf, storage: Storage, url: str, files: Sequence[File], tell: Tell):
         self._stop = threading.Event()
         weakref.finalize(self, self._stop.set)
+        self._shelf, self._sizes = shelf, {file.name: file.size for file in files}
+        self._began, self._had = time.monotonic(), self._there()
         self.threads = [
             threading.Thread(
                 target=_fetch_all,
@@ -172,6 +174,24 @@ class Fetcher:
     @property
     def is_at_work(self) -> bool:
         return any(thread.is_alive() for thread in self.threads)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until all files are here at the rate so far, whoever fetches them; infinite before anything came."""
+        there = self._there()
+        left, gained = sum(self._sizes.values()) - there, there - self._had
+        if left <= 0:
+            return 0.0
+        return left * (time.monotonic() - self._began) / gained if gained > 0 else float("inf")
+
+    def _there(self) -> int:
+        """Bytes that have come, of those that are still on their way too."""
+        there = 0
+        with suppress(FileNotFoundError):  # a file that has just arrived has another name
+            for entry in os.scandir(self._shelf.folder):
+                if entry.name.removesuffix(ARRIVING) in self._sizes:
+                    there += entry.stat().st_size
+        return there
 
 
 def _rotated(files: Sequence[File], start: int) -> list[File]:

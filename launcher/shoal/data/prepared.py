@@ -1,5 +1,6 @@
 """Prepared data as columns that the node's processes share, and samples read when they are asked for."""
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shoal.data.access import Request, Shards
-from shoal.data.cache import CACHE_BYTES, Fetcher, Shelf
+from shoal.data.cache import CACHE_BYTES, LOOK_AGAIN_S, Fetcher, Shelf
 from shoal.data.summary import COLUMNS, TRAIN, VALIDATION, PreparedSummary, column_name, load_column, summary
 from shoal.errors import DataError, Problem, StorageError
 from shoal.rows.template import Encoded
@@ -16,6 +17,9 @@ from shoal.storage import Fault, Storage, absolute, join
 
 EAGER = ("length", "targets", "unit", "offset", "crc")
 """Columns that every reader needs; the others are fetched when they are asked for."""
+
+RATE_KNOWN_S = 0.3
+"""So long after whole shards have begun to arrive it is known how fast they do."""
 
 
 class Index:
@@ -164,6 +168,15 @@ class Prepared:
     def arriving(self) -> bool:
         """Whether whole shards are on their way to this node: ranges are then better left unasked."""
         return self._fetcher is not None and self._fetcher.is_at_work
+
+    def let_arrive(self, patience_s: float) -> None:
+        """Waits for the whole shards, unless that takes longer than `patience_s`."""
+        began = time.monotonic()
+        while self._fetcher is not None and self._fetcher.is_at_work:
+            known = time.monotonic() - began > RATE_KNOWN_S
+            if known and self._fetcher.left_s > patience_s:
+                return
+            time.sleep(LOOK_AGAIN_S / 4)
 
     def sample_id(self, index: int) -> str:
         """`object/row`, or `object/row/piece`: names a sample to train on whatever the order."""

@@ -1,5 +1,6 @@
 """One rank's part of each global batch, read ahead of the step that needs it."""
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,8 @@ from shoal.rows.template import Encoded
 AHEAD_STEPS = 16
 AHEAD_BYTES = 64 * 2**20
 """How far a rank reads ahead: so many steps, fewer when they could be larger together, but one in any case."""
+PATIENCE_STEPS = 16
+"""Whole shards are waited for when they arrive before so many steps could be read by ranges."""
 TOKEN_BYTES = 9
 """An Encoded holds so many per token."""
 
@@ -102,12 +105,18 @@ class Reader:
         ranges of many steps would only slow down.
         """
         begun: deque[tuple[Part, Request]] = deque()
+        took = 0.0
         for step in range(first, last + 1):
+            asked = time.monotonic()
+            if took and self.prepared.arriving:
+                self.prepared.let_arrive(PATIENCE_STEPS * took)
             ahead = 1 if self.prepared.arriving else min(self.ahead, 2 * (step - first) + 1)
             while len(begun) < ahead and step + len(begun) <= last and not (begun and begun[0][1].is_ready()):
                 begun.append(self._begin(step + len(begun)))
-            yield self._finish(step, *begun.popleft())
+            read = self._finish(step, *begun.popleft())
+            took = took or time.monotonic() - asked
             self.prepared.keep()
+            yield read
 
     def _begin(self, step: int) -> tuple[Part, Request]:
         rows = self.order.batch(self.order.locate(step))
