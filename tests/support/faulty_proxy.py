@@ -30,7 +30,7 @@ What = Literal[
     "reset-within",  # reset in the middle of the body
     "short",  # the right Content-Length, half of the body, an orderly end
     "short-lied",  # half of the body, and a Content-Length that says so
-    "flip",  # one bit of the body is another
+    "flip",  # one bit of each byte of the body is another: whatever is cut out of it is damaged
     "call",  # `call` runs first, then all goes well
 ]
 
@@ -147,8 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif what == "short-lied":
                 self._answer(status, headers, answer[: len(answer) // 2])
             elif what == "flip":
-                middle = len(answer) // 2
-                self._answer(status, headers, answer[:middle] + bytes([answer[middle] ^ 1]) + answer[middle + 1 :])
+                self._answer(status, headers, bytes(byte ^ 1 for byte in answer))
             else:
                 length = next((int(value) for name, value in headers if name.lower() == "content-length"), len(answer))
                 self._answer(status, headers, answer, length)

@@ -44,8 +44,6 @@ def test_no_fault_of_the_store_changes_a_loss_and_each_is_written_down(
             what: proxy.inject(what, path=SHARDS, times=2, seconds=1.0 if what == "latency" else 0.0)
             for what in INJECTED
         }
-        # between two samples of one range it harms nobody, and three in a row for one sample end the run
-        injections["flip"].times, injections["flip"].every = 12, 3
         losses = _run(faulted)
         told = _faults(faulted)
     assert losses == clean
