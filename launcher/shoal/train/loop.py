@@ -6,8 +6,9 @@ per step, so that no rank ever waits for a collective that another does not ente
 
 import math
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from shoal.train.collective import exchange
 from shoal.train.engine import Engine, NotANumber
 from shoal.train.manifest import Best, Progress
 from shoal.train.world import Directive, Event, World
+
+Item = TypeVar("Item")
 
 
 class Voice(Protocol):
@@ -78,7 +81,7 @@ class Loop:
             return Directive.CONTINUE
         self.voice.tell({"kind": "phase", "phase": "training", "detail": f"{self.steps} steps"})
         self._clock.start()
-        for batch in self.reader.steps(self.progress.step + 1, self.steps):
+        for batch in self._clock.waiting(self.reader.steps(self.progress.step + 1, self.steps)):
             wish = self._step(batch, rates(batch.step))
             if self._evaluation_due() and self._evaluate():
                 wish = Directive(max(wish.value, Directive.SAVE.value))
@@ -102,7 +105,7 @@ class Loop:
         if batch.targets:
             for micro in batch.micro_batches:
                 total += self.engine.accumulate(causal_lm.collate(micro.documents, self.engine.device), batch.targets)
-        loss, cpu_seconds, wish = self._agree(float(total))
+        loss, cpu_seconds, data_seconds, wish = self._agree(float(total))
         if not math.isfinite(loss):
             raise TrainingError(self._not_a_number(batch.step, "loss", loss))
         if batch.targets:
@@ -137,6 +140,7 @@ class Loop:
                 "tokens": batch.tokens,
                 "targets": batch.targets,
                 "seconds": seconds,
+                "data_seconds": data_seconds,
                 "cpu_seconds": cpu_seconds,
                 "tokens_per_s": batch.tokens / seconds,
             },
@@ -144,21 +148,23 @@ class Loop:
         )
         return wish
 
-    def _agree(self, loss_sum: float) -> tuple[float, float, Directive]:
-        """The step's global loss sum, the CPU seconds of all workers, and the strongest wish of any of them."""
+    def _agree(self, loss_sum: float) -> tuple[float, float, float, Directive]:
+        """The step's global loss sum, the CPU seconds of all workers, the longest wait of any for its data, the strongest
+        wish of any."""
         wish = self.voice.wish
+        waits = [0.0] * self.world.size  # each rank fills its own place, for a sum is all that is reduced
+        waits[self.world.rank] = self._clock.wait_lap()
+        asked = [wish == Directive.SAVE, wish == Directive.STOP, self.voice.waiting]
         numbers = torch.tensor(
-            [loss_sum, self._clock.cpu_lap(), wish == Directive.SAVE, wish == Directive.STOP, self.voice.waiting],
-            dtype=torch.float64,
-            device=self.engine.device,
+            [loss_sum, self._clock.cpu_lap(), *asked, *waits], dtype=torch.float64, device=self.engine.device
         )
         if self.world.size > 1:
             distributed.all_reduce(numbers)
-        loss, cpu_seconds, save, stop, faults = numbers.tolist()
+        loss, cpu_seconds, save, stop, faults, *waits = numbers.tolist()
         if faults:
             self.tell_faults()
         agreed = Directive.STOP if stop else Directive.SAVE if save else Directive.CONTINUE
-        return loss, cpu_seconds, agreed
+        return loss, cpu_seconds, max(waits), agreed
 
     def tell_faults(self) -> None:
         """Every rank's faults of the store reach rank 0's journal. All ranks call this together."""
@@ -233,10 +239,25 @@ def evaluate(engine: Engine, reader: Reader, world: World) -> tuple[float, int]:
 
 
 class Clock:
-    """Wall and CPU seconds since the last lap, evaluation and saving left out."""
+    """Wall and CPU seconds since the last lap, evaluation and saving left out, and those spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.start()
 
     def start(self) -> None:
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
+        self.wall, self.cpu, self.waited = time.perf_counter(), time.process_time(), 0.0
+
+    def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items as they come; the wait for each is counted."""
+        iterator = iter(items)
+        while True:
+            asked = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - asked
+            yield item
 
     def lap(self) -> float:
         before, self.wall = self.wall, time.perf_counter()
@@ -245,6 +266,10 @@ class Clock:
     def cpu_lap(self) -> float:
         before, self.cpu = self.cpu, time.process_time()
         return self.cpu - before
+
+    def wait_lap(self) -> float:
+        before, self.waited = self.waited, 0.0
+        return before
 
 
 def _mixed(seed: int, step: int, rank: int) -> int:
