@@ -1,6 +1,10 @@
 """The flow, in one place: facts -> plan -> prepare -> counted plan -> run folder -> backend -> result."""
 
+import contextlib
+import json
+import os
 import secrets
+import socket
 import threading
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,17 +13,22 @@ from pathlib import Path
 import yaml
 
 from shoal.backends import Backend, OnEvent
-from shoal.errors import DataError, Problem, SpecError
+from shoal.errors import DataError, Problem, SpecError, StorageError
 from shoal.facts.gather import gather
 from shoal.lease import held
 from shoal.plan.planner import counted, plan
 from shoal.plan.types import Plan
+from shoal.record import rows
+from shoal.record.ledger import Ledger, ledger
 from shoal.runs import RunFolder, find_run, new_run_id
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.job import JobSpec
 from shoal.spec.load import parse_job
 from shoal.storage import Storage, absolute, join
 from shoal.train.world import Result
+
+SETTLE_S = 10.0
+"""How long an ending driver waits for the store to take its last words."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,8 @@ class Outcome:
     folder: RunFolder
     plan: Plan
     result: Result
+    ledger: Ledger | None
+    """What the wall time went to; None when the store was away at the end."""
 
 
 def backend_for(profile: ClusterProfile) -> Backend:
@@ -41,6 +52,10 @@ def backend_for(profile: ClusterProfile) -> Backend:
             from shoal.backends.ray_local import RayLocal
 
             return RayLocal(profile)
+        case "ray":
+            from shoal.backends.ray_cluster import RayCluster
+
+            return RayCluster(profile)
 
 
 def plan_job(job: JobSpec, profile: ClusterProfile, storage: Storage) -> Plan:
@@ -96,10 +111,45 @@ def resume(
 
 
 def _train(folder: RunFolder, made: Plan, backend: Backend, on_event: OnEvent, stop: threading.Event) -> Outcome:
-    with held(folder, on_lost=stop.set):
+    lost = threading.Event()
+
+    def leave() -> None:
+        lost.set()
+        stop.set()
+
+    with held(folder, on_lost=leave):
         folder.storage.write(folder.plan, made.model_dump_json(indent=1).encode())
+        folder.storage.delete(folder.ledger)
+        rows.append(folder, {"kind": "driver", "host": socket.gethostname(), "pid": os.getpid()})
         on_event({"kind": "run", "run": made.run_id, "folder": folder.url, "plan": made})
-        return Outcome(folder, made, backend.train(made, on_event, stop))
+        try:
+            result = backend.train(made, on_event, stop)
+        except BaseException as error:
+            if not lost.is_set():
+                state = "left" if isinstance(error, KeyboardInterrupt) else "failed"
+                said = {"error": type(error).__name__, "message": str(error)}
+                _settle(folder, {"kind": "ended", "state": state, **said})
+            raise
+        ended = {"kind": "ended", "state": result.state, "step": result.step}
+        return Outcome(folder, made, result, None if lost.is_set() else _settle(folder, ended))
+
+
+def _settle(folder: RunFolder, ended: rows.Row) -> Ledger | None:
+    """Write down how it ended, and what the wall time went to, unless the store takes too long over it."""
+    found: list[Ledger] = []
+
+    def write() -> None:
+        with contextlib.suppress(StorageError):
+            rows.append(folder, ended)
+            record = rows.read(folder)
+            found.append(ledger(record.events, record.metrics))
+            folder.storage.write(folder.ledger, json.dumps(found[0].as_json(), indent=1).encode())
+
+    # A thread, for a store that is away is tried again for a minute, and somebody waits to hear what happened.
+    thread = threading.Thread(target=write, name="settle", daemon=True)
+    thread.start()
+    thread.join(SETTLE_S)
+    return found[0] if found else None
 
 
 def _counted(made: Plan, storage: Storage) -> Plan:
@@ -127,12 +177,15 @@ def _placed(then: Plan, folder: RunFolder, profile: ClusterProfile) -> Plan:
     }
     storage = then.storage.model_copy(update=places)
     device = "cuda" if profile.resources_per_worker.gpu else "cpu"
-    if (then.layout.workers, then.layout.device) == (profile.workers, device):
+    asked = (profile.max_workers, profile.min_workers, device)
+    if (then.layout.workers, then.layout.min_workers, then.layout.device) == asked:
         return then.model_copy(update={"storage": storage, "max_failures": profile.max_failures})
     job = parse_job(folder.storage.read(folder.job), folder.job)
     now = plan(job, profile, gather(job, profile, folder.storage), then.run_id)
     if now.trajectory_digest != then.trajectory_digest:
-        what = f"cannot move to {profile.workers} {device} workers: model, data or dtype would not be what they were"
+        what = (
+            f"cannot move to {profile.max_workers} {device} workers: model, data or dtype would not be what they were"
+        )
         fix = f"resume it on {then.layout.workers} {then.layout.device} workers"
         raise SpecError(Problem(folder.id, what, fix))
     return now.model_copy(update={"trajectory": then.trajectory, "storage": storage})

@@ -11,7 +11,8 @@ import pytest
 from preparations import contents, data_plan, jsonl, numbered, source, write_sources
 from ray import cloudpickle
 
-from shoal.backends.ray_local import TASKS_PER_CPU, RayLocal
+from shoal.backends.ray_local import RayLocal
+from shoal.backends.ray_train import TASKS_PER_CPU
 from shoal.data.prepare import prepare
 from shoal.errors import DataError
 from shoal.plan.types import Plan

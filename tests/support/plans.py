@@ -81,6 +81,7 @@ def small_plan(folder: Path, *, run_id: str = "test-20260101-000000-abcd", worke
     )
     layout = Layout(
         workers=workers,
+        min_workers=workers,
         device="cpu",
         micro_batch_size=1,
         accumulation=2,

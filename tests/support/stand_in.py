@@ -88,6 +88,7 @@ def make_plan(root: Path, base: str = "tiny", method: str = "lora", **changes: A
         trajectory=Trajectory(**(trajectory | changes)),
         layout=Layout(
             workers=1,
+            min_workers=1,
             device="cpu",
             micro_batch_size=1,
             accumulation=4,

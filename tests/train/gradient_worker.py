@@ -45,6 +45,7 @@ for stage in map(int, stages.split(",")):
             zero["offload_param"] = {"device": "cpu"}
         layout = Layout(
             workers=size,
+            min_workers=size,
             device="cpu",
             micro_batch_size=micro,
             accumulation=len(dealt),

@@ -6,6 +6,7 @@ from typing import Any
 
 from shoal.errors import Problem
 from shoal.facts.types import AdapterFacts, Facts, ModelFacts
+from shoal.plan import places
 from shoal.plan.layout import WITHOUT_BF16, Stage
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.job import JobSpec, LoraSpec
@@ -16,6 +17,8 @@ LORA_FIELDS = ("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_
 def problems(job: JobSpec, profile: ClusterProfile, facts: Facts, stage: Stage, dtype: str) -> Iterator[Problem]:
     """All impossible combinations; `stage` and `dtype` are the resolved ones."""
     device = "cuda" if profile.resources_per_worker.gpu else "cpu"
+    yield from places.problems(profile)
+    yield from places.unreachable(profile, facts)
     yield from _place(job, profile, device, dtype)
     yield from _zero(job, facts.model, stage, dtype)
     yield from _data(job, facts)
@@ -30,8 +33,6 @@ def problems(job: JobSpec, profile: ClusterProfile, facts: Facts, stage: Stage, 
 
 def _place(job: JobSpec, profile: ClusterProfile, device: str, dtype: str) -> Iterator[Problem]:
     gpu = profile.resources_per_worker.accelerator_type
-    if profile.kind == "inline" and profile.workers > 1:
-        yield Problem("workers", f"{profile.workers}, but inline is this process alone", "set 1, or kind: local")
     if gpu and device == "cpu":
         what = f"{gpu}, but resources_per_worker.gpu is 0"
         yield Problem("resources_per_worker.accelerator_type", what, "set gpu: 1, or leave accelerator_type out")

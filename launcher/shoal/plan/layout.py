@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from shoal.plan.types import Layout
+
 Stage = Literal[0, 1, 2, 3]
 Method = Literal["full", "lora", "qlora"]
 Offload = Literal["none", "optimizer", "parameters"]
@@ -33,6 +35,19 @@ def deal(batch_size: int, workers: int, micro_batch_size: int | None, forward_ro
         micro_batch_size = -(-rows // passes)
     accumulation = -(-rows // micro_batch_size)
     return Deal(micro_batch_size, accumulation, workers * accumulation * micro_batch_size - batch_size)
+
+
+def resized(placed: Layout, batch_size: int, workers: int) -> Layout:
+    """`placed` with the rows dealt over so many workers as there are: the micro-batch stays, the accumulation follows."""
+    if workers == placed.workers:
+        return placed
+    now = deal(batch_size, workers, placed.micro_batch_size, 1)
+    sizes = {
+        "gradient_accumulation_steps": now.accumulation,
+        "train_batch_size": now.micro_batch_size * now.accumulation * workers,
+    }
+    changes = {"workers": workers, "accumulation": now.accumulation, "idle_rows": now.idle_rows}
+    return placed.model_copy(update={**changes, "deepspeed": {**placed.deepspeed, **sizes}})
 
 
 def even_batch_sizes(batch_size: int, workers: int, micro_batch_size: int | None, forward_rows: int) -> list[int]:

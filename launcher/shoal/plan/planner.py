@@ -31,13 +31,13 @@ def plan(job: JobSpec, profile: ClusterProfile, facts: Facts, run_id: str) -> Pl
     """The whole plan. Raises SpecError with every impossible combination."""
     device = "cuda" if profile.resources_per_worker.gpu else "cpu"
     dtype = layout.dtype(job.train.dtype, device, profile.resources_per_worker.accelerator_type)
-    stage = layout.stage(job.deepspeed.stage, job.method, profile.workers, job.deepspeed.offload, dtype)
+    stage = layout.stage(job.deepspeed.stage, job.method, profile.max_workers, job.deepspeed.offload, dtype)
     micro = None if job.train.micro_batch_size == "auto" else job.train.micro_batch_size
     forward_rows = layout.forward_rows(device, job.data.sequence_length)
-    deal = layout.deal(job.train.batch_size, profile.workers, micro, forward_rows)
+    deal = layout.deal(job.train.batch_size, profile.max_workers, micro, forward_rows)
     chosen = deepspeed.config(
         deal=deal,
-        workers=profile.workers,
+        workers=profile.max_workers,
         stage=stage,
         offload=job.deepspeed.offload,
         device=device,
@@ -53,7 +53,8 @@ def plan(job: JobSpec, profile: ClusterProfile, facts: Facts, run_id: str) -> Pl
         raise SpecError(*found)
     trajectory = _trajectory(job, facts, dtype)
     placed = Layout(
-        workers=profile.workers,
+        workers=profile.max_workers,
+        min_workers=profile.min_workers,
         device=device,
         micro_batch_size=deal.micro_batch_size,
         accumulation=deal.accumulation,

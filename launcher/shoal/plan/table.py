@@ -91,7 +91,8 @@ def _training(plan: Plan) -> Rows:
 
 def _layout(plan: Plan) -> Rows:
     layout = plan.layout
-    yield "workers", f"{layout.workers} on {'GPUs' if layout.device == 'cuda' else 'CPU'}"
+    elastic = f"{layout.min_workers} to " if layout.min_workers < layout.workers else ""
+    yield "workers", f"{elastic}{layout.workers} on {'GPUs' if layout.device == 'cuda' else 'CPU'}"
     idle = f", {layout.idle_rows} idle" if layout.idle_rows else ""
     yield (
         "micro-batch",

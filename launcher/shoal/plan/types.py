@@ -138,6 +138,9 @@ class Trajectory(Frozen):
 
 class Layout(Frozen):
     workers: int
+    """The most there may be, which the rest is planned for; a worker deals its rows anew when there are fewer."""
+    min_workers: int
+    """Less than `workers` where the number is elastic."""
     device: Literal["cpu", "cuda"]
     micro_batch_size: int
     """Rows per forward pass of one worker."""

@@ -63,14 +63,43 @@ class ResourcesSpec(Frozen):
     """GPU type as Ray names it, such as H100."""
 
 
+class WorkersSpec(Frozen):
+    """An elastic number of workers; the losses do not depend on it."""
+
+    min: int = Field(ge=1, le=4096)
+    """The fewest that training goes on with."""
+    max: int = Field(ge=1, le=4096)
+    """As many as there is room for, up to this."""
+    check_every_s: float = Field(default=60, gt=0)
+    """How often a group that could be larger looks for room."""
+
+
 class ClusterProfile(Frozen):
-    kind: Literal["inline", "local"]
-    """`inline`: this process, no Ray. `local`: an embedded Ray on this machine."""
-    workers: int = Field(default=1, ge=1, le=4096)
-    """Training workers."""
+    kind: Literal["inline", "local", "ray"]
+    """`inline`: this process, no Ray. `local`: an embedded Ray on this machine. `ray`: a running Ray cluster."""
+    address: Annotated[str, StringConstraints(pattern=r"^(auto|\S+:\d+)$")] = "auto"
+    """kind: ray, from a machine of that cluster: `auto` finds its Ray, HOST:PORT names the head."""
+    workers: Annotated[int, Field(ge=1, le=4096)] | WorkersSpec = 1
+    """Training workers: a number, or `{min, max}` on a cluster whose nodes come and go."""
+    placement: Literal["pack", "spread", "strict-pack", "strict-spread"] = "pack"
+    """How workers lie on nodes, as Ray names it: on few or on many; strict: on one alone, or on one each."""
+    network_interface: str | None = None
+    """Interface that workers talk over, such as eth0; default: gloo and NCCL choose."""
+    wait_s: float = Field(default=600, ge=0)
+    """How long to wait for the workers' room on a cluster before giving up."""
     resources_per_worker: ResourcesSpec = ResourcesSpec()
     """What each worker takes."""
     max_failures: int = Field(default=3, ge=0)
     """Times the worker group is started again after a failure that is not the user's."""
     storage: StorageSpec = StorageSpec()
     """Where files lie."""
+
+    @property
+    def max_workers(self) -> int:
+        """The workers that a run is planned for."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
+
+    @property
+    def min_workers(self) -> int:
+        """The workers that a run needs."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min

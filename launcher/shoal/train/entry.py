@@ -18,6 +18,7 @@ from shoal.data.prepared import Prepared
 from shoal.data.reader import Reader
 from shoal.errors import Problem, ShoalError, TrainingError
 from shoal.infer.generate import answers
+from shoal.plan.layout import resized
 from shoal.plan.types import Plan
 from shoal.rows.template import Encoded
 from shoal.runs import RunFolder
@@ -47,6 +48,7 @@ def run(plan: Plan, world: World, report: Report) -> Result:
     """
     if plan.layout.device == "cpu" and sys.platform == "linux":
         _keep_memory()
+    plan = plan.model_copy(update={"layout": resized(plan.layout, plan.trajectory.batch_size, world.size)})
     plain = Storage(plan.storage.s3)
     voice = Voice(report, Journal(plan, RunFolder(plain, plan.storage.run), plain) if world.is_main else None)
     storage = Storage(plan.storage.s3, voice.fault)
