@@ -16,12 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from shoal.plan.types import Plan
+from shoal.record.ledger import Ledger
 from shoal.train.world import Event, Result
 
 LINE_EVERY_S = 2.0
 """Plain lines for steps come at most so often; the first and the last always do."""
 TOLD_FAULTS = frozenset(10**power for power in range(9))
 """Of many faults of the store these are told: the first, the tenth, the hundredth."""
+SMALL_SHARE = 0.005
+"""A part of the wall time below this is not told at the end of a run; `shoal report` tells all."""
 SMOOTHING = 0.2
 """Weight of the newest step in the average that the remaining time is told from."""
 
@@ -201,14 +204,14 @@ def panel(state: State) -> RenderableType:
     return Panel(Group(*rows), title=state.run or "shoal", title_align="left", border_style="dim", padding=(0, 1))
 
 
-def tell_ending(console: Console, plan: Plan, result: Result, options: str = "") -> None:
+def tell_ending(console: Console, plan: Plan, result: Result, options: str = "", ledger: Ledger | None = None) -> None:
     """The table at the end of a run, and what to do next; `options` are those that the next command needs too."""
-    console.print("", ending(plan, result), "")
+    console.print("", ending(plan, result, ledger), "")
     for line in next_commands(plan, result, options):
         console.print(line, soft_wrap=True)  # commands are there to be copied
 
 
-def ending(plan: Plan, result: Result) -> RenderableType:
+def ending(plan: Plan, result: Result, ledger: Ledger | None = None) -> RenderableType:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -224,6 +227,8 @@ def ending(plan: Plan, result: Result) -> RenderableType:
     table.add_row("tokens", f"{result.tokens:,}")
     rate = f", {result.tokens / result.seconds:,.0f} tokens/s" if result.seconds else ""
     table.add_row("time training", duration(result.seconds) + rate)
+    if ledger is not None and ledger.goodput is not None:
+        table.add_row("wall time", f"{duration(ledger.total)}: {ledger_words(ledger)}")
     if result.export:
         table.add_row("export", Text(result.export))
     if result.gate:
@@ -267,6 +272,12 @@ def gate_words(gate: dict[str, Any]) -> str:
     if "tolerance" in gate:
         words += f" (allowed {gate['tolerance']:.0e})"
     return words
+
+
+def ledger_words(ledger: Ledger) -> str:
+    """The parts of the wall time that matter, the largest first: `82% computing, 12% starting, ...`."""
+    parts = sorted(ledger.seconds, key=ledger.share, reverse=True)
+    return ", ".join(f"{ledger.share(part):.0%} {part}" for part in parts if ledger.share(part) >= SMALL_SHARE)
 
 
 def with_perplexity(loss: float) -> str:

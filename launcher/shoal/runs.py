@@ -58,6 +58,11 @@ class RunFolder:
         return join(self.url, "result.json")
 
     @property
+    def ledger(self) -> str:
+        """What its wall time went to, as of the last end; not there while a driver works."""
+        return join(self.url, "ledger.json")
+
+    @property
     def report(self) -> str:
         return join(self.url, "report.html")
 

@@ -17,7 +17,7 @@ HEAVY_ROOMS = frozenset({"train", "tasks", "infer"})
 HEAVY_INSIDE = frozenset({"models.py", "rows/chat_template.py", "data/prepare.py"})
 """Files that may import them inside functions."""
 
-FOUNDATION = frozenset({"errors", "spec", "storage", "store", "store_server", "plan", "runs", "hub", "models"})
+FOUNDATION = frozenset({"errors", "spec", "storage", "store", "store_server", "plan", "runs", "record", "hub", "models"})
 """Used by all, and using none of the rooms above."""
 MAY_USE: dict[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -27,6 +27,7 @@ MAY_USE: dict[str, frozenset[str]] = {
     "store": frozenset({"errors", "spec", "store_server"}),
     "storage": frozenset({"errors", "spec", "store"}),
     "runs": frozenset({"errors", "storage"}),
+    "record": frozenset({"errors", "storage", "runs"}),
     "models": frozenset({"errors", "hub", "plan", "storage"}),
     "plan": frozenset({"errors", "spec", "storage", "facts"}),
     "rows": frozenset({"errors", "spec", "storage", "plan"}),

@@ -40,6 +40,7 @@ def step(number: int, loss: float = 1.0) -> dict[str, Any]:
         "learning_rate": 1e-3,
         "grad_norm": 0.5,
         "tokens_per_s": 100.0,
+        "seconds": 4.0,
     }
 
 
@@ -93,7 +94,10 @@ def test_a_resume_drops_what_lies_beyond_the_checkpoint(tmp_path: Path, folder: 
     assert steps == [(1, 11.0, 1), (2, 12.0, 1), (3, 13.0, 1), (4, 24.0, 2), (5, 25.0, 2)]
     assert [(row["step"], row["loss"]) for row in found if row["kind"] == "eval"] == [(3, 6.0)]
     assert scalars(folder, "train/loss") == [(1, 11.0), (2, 12.0), (3, 13.0), (4, 24.0), (5, 25.0)]
-    assert [row["attempt"] for row in rows(storage, folder.events)] == [2]
+    note, thrown = rows(storage, folder.events)
+    assert (note["attempt"], thrown["attempt"]) == (2, 2)
+    assert (thrown["kind"], thrown["of"], thrown["steps"], thrown["seconds"]) == ("repeated", 1, 2, 8.0)
+    assert thrown["until"] < note["time"]
 
 
 def test_a_start_from_nothing_drops_all_steps(tmp_path: Path, folder: RunFolder, storage: Storage):

@@ -117,10 +117,11 @@ def _train(
             raise StorageError(*error.problems, kept) from error
         result = outcome.result
         if as_json:
-            body = {"run": outcome.folder.id, "folder": outcome.folder.url, **asdict(result)}
+            book = None if outcome.ledger is None else outcome.ledger.as_json()
+            body = {"run": outcome.folder.id, "folder": outcome.folder.url, **asdict(result), "ledger": book}
             typer.echo(json.dumps(body, indent=1))
         else:
-            tell_ending(out, outcome.plan, result, options)
+            tell_ending(out, outcome.plan, result, options, outcome.ledger)
     if result.state != "finished":
         raise typer.Exit(INTERRUPTED)
     if expect_improvement and not _improved(result.base_loss, result.loss):

@@ -2,23 +2,23 @@
 
 Rows are appended to local files at once. Object stores cannot append, so a small thread uploads whole files now and
 then, seldom enough that uploading takes a small share of the time however long they grow. After a resume, what lies
-beyond the checkpoint is dropped and TensorBoard's scalars are rebuilt from the rows that stay: no step shows twice.
+beyond the checkpoint is dropped, its steps and seconds told in a `repeated` event, and TensorBoard's scalars are rebuilt
+from the rows that stay: no step shows twice.
 """
 
 import contextlib
-import json
-import math
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.errors import Problem, StorageError
 from shoal.plan.types import Plan
+from shoal.record.rows import Row, line, parse, stamp
 from shoal.runs import RunFolder
 from shoal.storage import Storage
 from shoal.train.manifest import scratch_folder
@@ -60,7 +60,7 @@ class Journal:
         self._earlier = {path: self._stored(url) for path, url in self._urls.items()}
         self.attempt = 1 + max((row.get("attempt", 0) for rows in self._earlier.values() for row in rows), default=0)
         with self._on_disk():
-            self._events.write_text("".join(_line(row) for row in self._earlier[self._events]))
+            self._events.write_text("".join(line(row) for row in self._earlier[self._events]))
         self._known: set[tuple[str, int]] = set()
         self._writer: SummaryWriter | None = None
         self._board_is_ours = False
@@ -84,7 +84,7 @@ class Journal:
             self._record(event)
 
     def _record(self, event: Event) -> None:
-        row = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "attempt": self.attempt, **event}
+        row = {"time": stamp(), "attempt": self.attempt, **event}
         with self._rows_lock, self._on_disk():
             if event["kind"] in METRIC_KINDS:
                 if self._writer is None:
@@ -145,13 +145,17 @@ class Journal:
             raise StorageError(Problem(str(self._scratch), what, fix)) from None
 
     def _stored(self, url: str) -> list[dict[str, Any]]:
-        return _rows(self._storage.read(url)) if self._storage.exists(url) else []
+        return parse(self._storage.read(url)) if self._storage.exists(url) else []
 
     def _begin(self, after_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        kept = [row for row in self._earlier.pop(self._metrics) if row["step"] <= after_step]
-        self._metrics.write_text("".join(_line(row) for row in kept))
+        earlier = self._earlier.pop(self._metrics)
+        kept = [row for row in earlier if row["step"] <= after_step]
+        self._metrics.write_text("".join(line(row) for row in kept))
+        for event in thrown([row for row in earlier if row["step"] > after_step], after_step):
+            _append(self._events, {"time": stamp(), "attempt": self.attempt, **event})
+            self._dirty.add(self._events)
         self._dirty.add(self._metrics)
         self._known = {(row["kind"], row["step"]) for row in kept}
         self._writer = SummaryWriter(str(self._board))
@@ -162,8 +166,8 @@ class Journal:
         key = (row["kind"], row["step"])
         if key in self._known:
             # A resumed run may measure the step it starts from again: the new row takes the earlier one's place.
-            rows = [old for old in _rows(self._metrics.read_bytes()) if (old["kind"], old["step"]) != key]
-            self._metrics.write_text("".join(_line(old) for old in rows))
+            rows = [old for old in parse(self._metrics.read_bytes()) if (old["kind"], old["step"]) != key]
+            self._metrics.write_text("".join(line(old) for old in rows))
         else:
             self._known.add(key)
             self._scalars(row)
@@ -202,30 +206,18 @@ class Journal:
 
 def _append(path: Path, row: dict[str, Any]) -> None:
     with path.open("a") as file:
-        file.write(_line(row))
+        file.write(line(row))
 
 
-def _rows(data: bytes) -> list[dict[str, Any]]:
-    """Whole rows only: a process that died while writing leaves half a line at the end."""
+def thrown(dropped: Sequence[Row], after_step: int) -> list[Row]:
+    """What a resume from `after_step` throws away, one event for each attempt that had made it: steps, and seconds."""
+    steps = [row for row in dropped if row["kind"] == "step"]
     found = []
-    for line in data.splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    for attempt in sorted({row["attempt"] for row in steps}):
+        own = [row for row in steps if row["attempt"] == attempt]
+        last = max(row["step"] for row in own)
+        first = min(row["step"] - row.get("covers", {"steps": 1})["steps"] + 1 for row in own)
+        event = {"kind": "repeated", "of": attempt, "steps": last - max(first, after_step + 1) + 1}
+        seconds = sum(row.get("covers", row).get("seconds", 0.0) for row in own)
+        found.append(event | {"seconds": seconds, "until": max(row["time"] for row in own)})
     return found
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(_finite(row), allow_nan=False, separators=(",", ":")) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinities: a perplexity beyond a float's range is null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_finite(item) for item in value]
-    return value

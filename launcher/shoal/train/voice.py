@@ -7,6 +7,9 @@ from shoal.storage import Fault
 from shoal.train.journal import Journal
 from shoal.train.world import Directive, Event, Report
 
+SUMMED = ("seconds", "data_seconds")
+"""Of steps that are not written down, these live on in the row of the next that is."""
+
 
 class Voice:
     """Rank 0's events go to the journal and to whoever reports; the strongest answer is remembered until it is obeyed."""
@@ -15,15 +18,32 @@ class Voice:
         self.wish = Directive.CONTINUE
         self._report, self._journal = report, journal
         self._faults: deque[Event] = deque()
+        self._unwritten: list[Event] = []
 
     def tell(self, event: Event, *, record: bool = True) -> None:
-        """Every step is told, so that an answer is heard at once; `record` says whether it is also written down."""
+        """Every step is told, so that an answer is heard at once; `record` says whether it is also written down.
+
+        The last step before anything else is written in any case: what a save, a failure or a stop divides is whole.
+        """
         if self._journal is None:
             return
-        if record:
+        if not record:
+            self._unwritten.append(event)
+        elif event["kind"] == "step":
+            self._write([*self._unwritten, event])
+        else:
+            self._write(self._unwritten)
             self._journal.record(event)
         answer = self._report(event)
         self.wish = Directive(max(self.wish.value, answer.value))
+
+    def _write(self, steps: list[Event]) -> None:
+        """The last of these steps; of several, `covers` has their sums."""
+        self._unwritten = []
+        if self._journal is not None and steps:
+            sums = {name: sum(step.get(name, 0.0) for step in steps) for name in SUMMED}
+            covers = {"covers": {"steps": len(steps), **sums}} if len(steps) > 1 else {}
+            self._journal.record(steps[-1] | covers)
 
     def fault(self, fault: Fault) -> None:
         """Keeps what the store did wrong until the training thread takes it; any thread of any rank may call this."""
@@ -52,5 +72,6 @@ class Voice:
     def close(self) -> None:
         for event in self.faults():
             self.tell(event)
+        self._write(self._unwritten)
         if self._journal is not None:
             self._journal.close()

@@ -1,0 +1,73 @@
+"""The rows that a run writes down of itself: events.jsonl and metrics.jsonl, one JSON object a line.
+
+Rank 0's journal writes them; the driver adds a row of its own before the workers start and after they have ended.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from shoal.runs import RunFolder
+
+Row = dict[str, Any]
+"""`kind`, `time` (UTC, ISO 8601) and `attempt` (how many journals were begun, this one counted), and what else it says."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Both files of one run."""
+
+    events: list[Row]
+    metrics: list[Row]
+    """Rows of kind `step` and `eval`, of the trajectory that counts: what a resume threw away is gone."""
+
+
+def read(folder: RunFolder) -> Record:
+    """What stands there now; a running writer may be a few seconds ahead. Raises StorageError."""
+    return Record(events=_stored(folder, folder.events), metrics=_stored(folder, folder.metrics))
+
+
+def append(folder: RunFolder, event: Row) -> None:
+    """The driver's own row, while no journal is open: its attempt is the one before. Raises StorageError."""
+    rows = _stored(folder, folder.events)
+    attempt = max((row.get("attempt", 0) for row in rows), default=0)
+    rows.append({"time": stamp(), "attempt": attempt, **event})
+    folder.storage.write(folder.events, "".join(map(line, rows)).encode())
+
+
+def stamp() -> str:
+    """Now, as rows say it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def parse(data: bytes) -> list[Row]:
+    """Whole rows only: a process that died while writing leaves half a line at the end."""
+    found = []
+    for text in data.splitlines():
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def line(row: Row) -> str:
+    return json.dumps(_finite(row), allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _stored(folder: RunFolder, url: str) -> list[Row]:
+    return parse(folder.storage.read(url)) if folder.storage.exists(url) else []
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: a perplexity beyond a float's range is null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    return value
