@@ -68,9 +68,19 @@ def held(folder: RunFolder, on_lost: Callable[[], None]) -> Iterator[None]:
 
 def is_held(folder: RunFolder) -> bool:
     """Whether somebody trains this run now, as far as one can know."""
+    holder = last_holder(folder)
+    return holder is not None and works(holder)
+
+
+def last_holder(folder: RunFolder) -> Holder | None:
+    """Whoever took the run last and has not let it go in order: he works, or he died."""
     numbers = _numbers(folder)
-    holder = _holder(folder, numbers[-1]) if numbers else None
-    return holder is not None and holder.alive(time.time(), _machine(), _running)
+    return _holder(folder, numbers[-1]) if numbers else None
+
+
+def works(holder: Holder) -> bool:
+    """Whether that holder still works, as far as one can know from this machine."""
+    return holder.alive(time.time(), _machine(), _running)
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ def _take(folder: RunFolder) -> _Lease:
     )
     numbers = _numbers(folder)
     holder = _holder(folder, numbers[-1]) if numbers else None
-    if holder is not None and holder.alive(time.time(), me.machine, _running):
+    if holder is not None and works(holder):
         raise ClusterError(_busy(folder, holder))
     lease = _Lease(folder, numbers[-1] + 1 if numbers else 1, me)
     try:
