@@ -14,10 +14,14 @@ ROOT = Path(__file__).parents[2] / "launcher" / "shoal"
 HEAVY = frozenset({"torch", "transformers", "deepspeed", "peft", "bitsandbytes", "accelerate", "safetensors"})
 HEAVY_ROOMS = frozenset({"train", "tasks", "infer"})
 """Rooms that may import heavy libraries anywhere."""
-HEAVY_INSIDE = frozenset({"models.py", "rows/chat_template.py", "data/prepare.py"})
+HEAVY_INSIDE = frozenset(
+    {"models.py", "rows/chat_template.py", "data/prepare.py", "doctor/measure.py", "doctor/group.py"}
+)
 """Files that may import them inside functions."""
 
-FOUNDATION = frozenset({"errors", "spec", "storage", "store", "store_server", "plan", "runs", "record", "hub", "models"})
+FOUNDATION = frozenset(
+    {"errors", "spec", "storage", "store", "store_server", "plan", "runs", "record", "hub", "models"}
+)
 """Used by all, and using none of the rooms above."""
 MAY_USE: dict[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -37,6 +41,7 @@ MAY_USE: dict[str, frozenset[str]] = {
     "tasks": FOUNDATION | {"rows", "data"},
     "infer": FOUNDATION | {"rows", "data", "tasks"},
     "train": FOUNDATION | {"rows", "data", "tasks", "infer"},
+    "doctor": FOUNDATION | {"train", "lease"},
     "backends": FOUNDATION | {"rows", "data", "train"},
 }
 """What each room may import of ours; a room that is not here (cli, launch, display) may import all."""

@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from shoal.plan.types import Plan
 from shoal.train.world import Event, Result
@@ -14,6 +15,21 @@ if TYPE_CHECKING:
 Task = TypeVar("Task")
 Done = TypeVar("Done")
 OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Answer(Generic[Done]):
+    """What one node made of a piece of work."""
+
+    node: str
+    """Its name; empty for this process."""
+    address: str
+    value: Done | None
+    """None when it failed."""
+    error: str
+    """Why it did; empty otherwise."""
+    at: float
+    """When the answer arrived here, in seconds since the epoch."""
 
 
 class Backend(Protocol):
@@ -32,6 +48,10 @@ class Backend(Protocol):
 
         `work` is picklable and gives equally many items whenever it does the same task again.
         """
+        ...
+
+    def everywhere(self, work: Callable[[int, int], Done], gpus: int = 0) -> list[Answer[Done]]:
+        """`work(number, count)` once on every node at once, taking `gpus` there; how each did. `work` is picklable."""
         ...
 
     def train(self, plan: Plan, on_event: OnEvent, stop: threading.Event) -> Result:

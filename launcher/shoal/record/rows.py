@@ -30,11 +30,17 @@ def read(folder: RunFolder) -> Record:
     return Record(events=_stored(folder, folder.events), metrics=_stored(folder, folder.metrics))
 
 
-def append(folder: RunFolder, event: Row) -> None:
-    """The driver's own row, while no journal is open: its attempt is the one before. Raises StorageError."""
+def append(folder: RunFolder, *events: Row) -> None:
+    """The driver's own rows, while no journal is open: their attempt is the one before. Raises StorageError.
+
+    One that has its time and stands there already is left out.
+    """
     rows = _stored(folder, folder.events)
     attempt = max((row.get("attempt", 0) for row in rows), default=0)
-    rows.append({"time": stamp(), "attempt": attempt, **event})
+    known = {(row["kind"], row.get("time")) for row in rows}
+    for event in events:
+        if (event["kind"], event.get("time")) not in known:
+            rows.append({"time": stamp(), "attempt": attempt, **event})
     folder.storage.write(folder.events, "".join(map(line, rows)).encode())
 
 

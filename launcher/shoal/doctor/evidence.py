@@ -1,0 +1,76 @@
+"""What a run folder says of its run: rows, plan, lease, checkpoints, result. Reads; judges nothing."""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from shoal import lease
+from shoal.errors import ShoalError
+from shoal.record import rows
+from shoal.record.rows import Record, Row
+from shoal.runs import RunFolder
+from shoal.train import manifest
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One run, as its folder shows it at one moment."""
+
+    run: str
+    record: Record
+    plan: dict[str, Any]
+    """plan.json as it stands; an older version's as well."""
+    result: dict[str, Any] | None
+    holder: lease.Holder | None
+    """Whoever took the run last and did not let it go."""
+    held: bool
+    """He still works, as far as one can know."""
+    checkpoint: int | None
+    """Step of the newest complete one."""
+    incomplete: tuple[str, ...]
+    """Why newer ones do not count."""
+    now: float
+    """Seconds since the epoch."""
+
+    @property
+    def drive(self) -> list[Row]:
+        """The events since a driver took the run last."""
+        begun = [number for number, row in enumerate(self.record.events) if row["kind"] == "driver"]
+        return self.record.events[begun[-1] :] if begun else self.record.events
+
+    @property
+    def ended(self) -> Row | None:
+        """How the last driver left; None when he works, or died."""
+        return next((row for row in reversed(self.drive) if row["kind"] == "ended"), None)
+
+    @property
+    def steps(self) -> list[Row]:
+        """The steps written down that count, oldest first."""
+        return [row for row in self.record.metrics if row["kind"] == "step"]
+
+    @property
+    def planned_steps(self) -> int:
+        return self.plan["trajectory"]["steps"]["value"]
+
+
+def evidence(folder: RunFolder) -> Evidence:
+    """Raises: StorageError when the store is away."""
+    storage, incomplete = folder.storage, []
+    holder = lease.last_holder(folder)
+    try:
+        newest = manifest.newest(storage, folder, incomplete.append)
+    except ShoalError as error:
+        newest = None
+        incomplete.append(str(error))
+    return Evidence(
+        run=folder.id,
+        record=rows.read(folder),
+        plan=json.loads(storage.read(folder.plan)),
+        result=json.loads(storage.read(folder.result)) if storage.exists(folder.result) else None,
+        holder=holder,
+        held=holder is not None and lease.works(holder),
+        checkpoint=newest.step if newest else None,
+        incomplete=tuple(incomplete),
+        now=time.time(),
+    )
