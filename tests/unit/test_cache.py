@@ -96,9 +96,8 @@ def store(tmp_path) -> FolderStore:
 
 def wait_for(fetcher: Fetcher | None) -> None:
     assert fetcher is not None
-    for thread in fetcher.threads:
-        thread.join(timeout=60)
-        assert not thread.is_alive()
+    fetcher.thread.join(timeout=60)
+    assert not fetcher.thread.is_alive()
 
 
 def numbers(prepared: Prepared, indices) -> list[int]:
@@ -236,11 +235,10 @@ def test_fetching_ends_when_nobody_reads_any_more(store, tmp_path):
     prepared = Prepared.open(store, URL, tmp_path / "cache")
     prepared.keep()
     assert prepared._fetcher is not None
-    threads = prepared._fetcher.threads
+    thread = prepared._fetcher.thread
     del prepared
-    for thread in threads:
-        thread.join(timeout=10)
-        assert not thread.is_alive()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 def test_a_file_of_several_requests_is_whole(tmp_path, monkeypatch):

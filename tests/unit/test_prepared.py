@@ -173,8 +173,7 @@ def test_a_record_that_is_damaged_for_good_is_never_given_out(tmp_path, local):
 def fetched(prepared: Prepared) -> None:
     prepared.keep()
     assert prepared._fetcher is not None
-    for thread in prepared._fetcher.threads:
-        thread.join()
+    prepared._fetcher.thread.join()
 
 
 def shard_on_node(folder: Path, number: int) -> Path:

@@ -27,11 +27,10 @@ CACHE_BYTES = 20 * 2**30
 """What a node keeps of prepared data, all digests together. Those that do not fit are read by ranges."""
 SPARE_BYTES = 2**30
 """What is left free on the disk."""
-PIECE_BYTES = 4 * 2**20
+PIECE_BYTES = 2**20
 PIECES = 4
-"""A file is fetched by so many requests of PIECE_BYTES at a time."""
-FETCHERS = 2
-"""Files that one process fetches at a time."""
+"""A process fetches one file at a time, by so many requests of PIECE_BYTES side by side: larger or more of them are not
+faster, and are what a reader's memory consists of."""
 LOOK_AGAIN_S = 0.1
 """How often it is looked whether other processes have fetched something."""
 TRIES = 3
@@ -159,21 +158,17 @@ class Fetcher:
         weakref.finalize(self, self._stop.set)
         self._shelf, self._sizes = shelf, {file.name: file.size for file in files}
         self._began, self._had = time.monotonic(), self._there()
-        self.threads = [
-            threading.Thread(
-                target=_fetch_all,
-                args=(shelf, storage, url, _rotated(files, os.getpid() + number), tell, self._stop),
-                name="fetcher",
-                daemon=True,
-            )
-            for number in range(min(FETCHERS, len(files)))
-        ]
-        for thread in self.threads:
-            thread.start()
+        self.thread = threading.Thread(
+            target=_fetch_all,
+            args=(shelf, storage, url, _rotated(files, os.getpid()), tell, self._stop),
+            name="fetcher",
+            daemon=True,
+        )
+        self.thread.start()
 
     @property
     def is_at_work(self) -> bool:
-        return any(thread.is_alive() for thread in self.threads)
+        return self.thread.is_alive()
 
     @property
     def left_s(self) -> float:
@@ -195,7 +190,7 @@ class Fetcher:
 
 
 def _rotated(files: Sequence[File], start: int) -> list[File]:
-    """From another place in each process and thread, so that they meet seldom."""
+    """From another place in each process, so that they meet seldom."""
     start = start * 7919 % len(files)
     return [*files[start:], *files[:start]]
 

@@ -1,6 +1,5 @@
 """The one door into training: a plan, a place among the workers, and somebody to report to."""
 
-import ctypes
 import json
 import sys
 import time
@@ -27,6 +26,7 @@ from shoal.train import checkpoint, selfcheck
 from shoal.train.collective import from_main
 from shoal.train.engine import Engine, place
 from shoal.train.export import export
+from shoal.train.heap import keep_memory
 from shoal.train.journal import Journal
 from shoal.train.loop import Loop, Save, evaluate
 from shoal.train.manifest import Manifest, Progress
@@ -47,7 +47,7 @@ def run(plan: Plan, world: World, report: Report) -> Result:
     mend; it has then been told and written down.
     """
     if plan.layout.device == "cpu" and sys.platform == "linux":
-        _keep_memory()
+        keep_memory()
     plan = plan.model_copy(update={"layout": resized(plan.layout, plan.trajectory.batch_size, world.size)})
     plain = Storage(plan.storage.s3)
     voice = Voice(report, Journal(plan, RunFolder(plain, plan.storage.run), plain) if world.is_main else None)
@@ -220,14 +220,6 @@ class Worker:
             {"prompt": prompt, "before": old, "after": new}
             for prompt, old, new in zip(prompts, before, after, strict=True)
         ]
-
-
-def _keep_memory() -> None:
-    """Has glibc hand out freed memory again rather than return it: page faults are 4% of a step on a CPU otherwise."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-        if mallopt:  # other C libraries have none
-            mallopt(option, value)
 
 
 def _first_documents(prepared: Prepared, order: Order) -> list[Encoded]:
