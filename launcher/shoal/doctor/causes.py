@@ -32,7 +32,7 @@ CAUSES = (
         "memory did not suffice",
         "lower train.micro_batch_size, set train.gradient_checkpointing, raise deepspeed.stage, or take fewer workers "
         "per machine",
-        r"out[ _-]of[ _-]memory|ran out of memory|running low on memory|cannot allocate memory|OOM|^memory:",
+        r"out[ _-]of[ _-]memory|ran out of memory|running low on memory|cannot allocate memory|\bOOM\b|^memory:",
     ),
     _cause(
         "not-a-number",
@@ -57,7 +57,13 @@ CAUSES = (
         "node-gone",
         "a node went away",
         "bring the node back or lower `workers`; an elastic `workers: {min, max}` goes on without it",
-        r"node[ _-](is )?(gone|lost|dead|away|died)|node .* (died|went away|is gone|was lost)|raylet|no room",
+        r"node[ _-](is )?(gone|lost|dead|away|died)|node .* (died|went away|is gone|was lost)|raylet",
+    ),
+    _cause(
+        "no-room",
+        "the cluster had no room",
+        "lower `workers` or resources_per_worker, or add nodes; `ray status` shows who has them",
+        r"no room|GPUs are asked for",
     ),
     _cause(
         "data-refused",

@@ -96,8 +96,8 @@ def _failed(found: Evidence, ended: Row | None, failures: list[Row], errors: lis
     final = f"{ended.get('error', '')}: {ended.get('message', '')}" if ended else ""
     said = [str(row["message"]) for row in errors[-1:]] or [final]
     cause = told_by(last["cause"], str(last.get("message", ""))) if last else UNKNOWN
-    cause = said_by(final) if cause is UNKNOWN and final else cause
-    cause = said_by(said[0]) if cause is UNKNOWN else cause
+    for words in (said[0], final):
+        cause = said_by(words) if cause is UNKNOWN else cause
     where = _place(last) if last else ""
     evidence = []
     if last:
