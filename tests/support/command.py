@@ -13,23 +13,28 @@ from typing import Any
 
 import psutil
 import yaml
+from hosts import Host
 
 from shoal.spec.base import Frozen
 
 
 class Command:
-    """`shoal ARGUMENTS...`, running, its lines as a person sees them; with `--json`, stdout is kept apart."""
+    """`shoal ARGUMENTS...`, running, its lines as a person sees them; with `--json`, stdout is kept apart.
 
-    def __init__(self, arguments: Sequence[str], folder: Path) -> None:
+    It runs here, or on one of the hosts of a test.
+    """
+
+    def __init__(self, arguments: Sequence[str], folder: Path, host: Host | None = None) -> None:
         self.out = folder / "stdout.json"
         apart = "--json" in arguments
+        command = [sys.executable, "-m", "shoal", *arguments]
         with self.out.open("w") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "shoal", *arguments],
+                host.command(*command) if host else command,
                 stdout=out if apart else subprocess.PIPE,
                 stderr=subprocess.PIPE if apart else subprocess.STDOUT,
                 text=True,
-                env={**os.environ, "COLUMNS": "400"},
+                env={**(host.environment() if host else os.environ), "COLUMNS": "400"},
                 start_new_session=True,  # as a shell would: a Ctrl-C of whoever runs the tests is not this one's
             )
         self._pipe = self.process.stderr or self.process.stdout

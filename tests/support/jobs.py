@@ -46,7 +46,7 @@ def write_rows(path: Path, count: int = 60) -> Path:
     return path
 
 
-def job(base: Path, data: Path, **sections: Any) -> JobSpec:
+def job(base: Path | str, data: Path | str, **sections: Any) -> JobSpec:
     """A tiny job; `sections` replace or extend: train={"max_steps": 3}, method="full", ..."""
     body: dict[str, Any] = {
         "name": "tiny",

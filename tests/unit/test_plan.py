@@ -397,11 +397,21 @@ def test_the_trajectory_is_free_of_counts_and_layout() -> None:
         (job(train={"batch_size": 12, "micro_batch_size": 1}), place(8)),
         (job(train={"batch_size": 12, "gradient_checkpointing": True}, deepspeed={"stage": 3}), place(3)),
         (job(train={"batch_size": 12}, checkpoint={"every_steps": 1}), place(1)),
+        (job(train={"batch_size": 12}, checkpoint={"every_steps": "auto"}), place(1)),
     ):
         assert made(other, profile).trajectory_digest == digest
     for change in ({"batch_size": 13}, {"batch_size": 12, "seed": 1}, {"batch_size": 12, "num_train_epochs": 2}):
         assert made(job(train=change)).trajectory_digest != digest
     assert made(job(train={"batch_size": 12}, optimizer={"warmup_steps": 1})).trajectory_digest != digest
+
+
+def test_how_often_to_save_may_be_left_to_what_it_costs() -> None:
+    one = made(job(checkpoint={"every_steps": "auto", "mean_time_between_failures_h": 2.5}))
+    assert Plan.model_validate_json(one.model_dump_json()).checkpoint.every_steps == "auto"
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(table(one))
+    assert "as often as pays with a failure every 2.5 h, the newest 3 are kept" in capture.get()
 
 
 def test_an_adapter_to_start_from_brings_its_own_shape() -> None:
@@ -460,3 +470,63 @@ def test_the_table_says_everything_and_cuts_nothing() -> None:
         assert [
             line for line in capture.get().splitlines() if line in ("model", "data", "training", "layout", "places")
         ]
+
+
+# Several machines
+
+SHARED = {"runs": "s3://shoal/runs", "prepared": "s3://shoal/prepared", "s3": {"endpoint_url": "http://store:8333"}}
+HERE = SourceObject(url="s3://corpus/rows.jsonl", size=10, etag="e")
+FACTS_THERE = replace(FACTS, data=source(path="s3://corpus/*.jsonl", objects=(HERE,)))
+
+
+def cluster(**fields) -> ClusterProfile:
+    return ClusterProfile.model_validate({"kind": "ray", "workers": 2, "storage": SHARED, **fields})
+
+
+def test_an_elastic_plan_is_planned_for_the_most_workers_and_says_the_range() -> None:
+    one = made(job(train={"batch_size": 12}), cluster(workers={"min": 1, "max": 3}), FACTS_THERE)
+    assert (one.layout.min_workers, one.layout.workers) == (1, 3)
+    console = Console(width=120)
+    with console.capture() as told:
+        console.print(table(one))
+    assert "1 to 3 on CPU" in told.get()
+
+
+@pytest.mark.parametrize(("workers", "accumulation"), [(1, 6), (2, 3), (3, 2), (4, 2), (5, 2), (6, 1), (12, 1)])
+def test_fewer_workers_deal_the_same_rows_in_the_same_micro_batches(workers: int, accumulation: int) -> None:
+    spec = job(train={"batch_size": 12, "micro_batch_size": 2})
+    planned = made(spec, cluster(workers=6), FACTS_THERE).layout
+    now = layout.resized(planned, 12, workers)
+    assert (now.workers, now.micro_batch_size, now.accumulation) == (workers, 2, accumulation)
+    assert now.idle_rows == workers * accumulation * 2 - 12
+    assert now.deepspeed["train_batch_size"] == workers * accumulation * 2
+    assert now.deepspeed["gradient_accumulation_steps"] == accumulation
+    assert now.deepspeed["zero_optimization"] == planned.deepspeed["zero_optimization"]
+
+
+def test_everything_that_only_this_machine_can_reach_is_refused_at_once() -> None:
+    storage = {"runs": "~/runs", "prepared": "/data/prepared", "s3": {"server": "embedded"}}
+    facts = replace(FACTS, model=replace(MODEL, kind="folder", base="/models/tiny"))
+    found = refusals(job(), cluster(storage=storage), facts)
+    assert set(found) == {"storage.s3.server", "storage.runs", "storage.prepared", "model.base", "data.train"}
+    assert all(said.partition("; ")[2] for said in found.values())
+
+
+@pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1:9000", "[::1]:9000"])
+def test_a_store_on_loopback_is_another_one_on_every_node(host: str) -> None:
+    storage = {**SHARED, "s3": {"endpoint_url": f"http://{host}"}}
+    assert set(refusals(job(), cluster(storage=storage), FACTS_THERE)) == {"storage.s3.endpoint_url"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"workers": {"min": 3, "max": 2}}, "workers"),
+        ({"kind": "local", "workers": {"min": 1, "max": 2}}, "workers"),
+        ({"kind": "local", "placement": "spread"}, "placement"),
+        ({"kind": "local", "address": "head:6379"}, "address"),
+        ({"kind": "local", "network_interface": "eth0"}, "network_interface"),
+    ],
+)
+def test_what_a_kind_of_place_cannot_keep_is_refused(fields: dict, where: str) -> None:
+    assert set(refusals(job(), cluster(**fields), FACTS_THERE)) == {where}

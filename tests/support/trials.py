@@ -1,0 +1,113 @@
+"""A tiny job on a cluster of real hosts, hurt while it trains, and what became of it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from command import Command, write
+from jobs import job, write_rows
+from ray_hosts import BUCKET, RayHosts
+from trajectories import Taken, furthest, losses, repeated, taken, wrong_samples
+
+Hurt = Callable[["Trial"], None]
+
+
+@dataclass
+class Ran:
+    """One run's folder as files, and what its workers read."""
+
+    folder: Path
+    read: list[Taken]
+    said: str
+    began: float
+    """Seconds since the epoch."""
+
+    @property
+    def losses(self) -> dict[int, float]:
+        return losses(self.folder)
+
+    @property
+    def repeated(self) -> int:
+        """Steps that were taken more than once."""
+        return repeated(self.read)
+
+    def wrong_samples(self, untouched: "Ran") -> int:
+        """Samples read too often or not at all in the trajectory that counts."""
+        return wrong_samples(self.read, untouched.read)
+
+    def furthest_loss(self, untouched: "Ran") -> float:
+        return furthest(self.losses, untouched.losses)
+
+    def pause_after(self, moment: float) -> float:
+        """The longest that any step waited for its turn from then on, in seconds."""
+        times = sorted(one.time for one in self.read if one.time > moment)
+        return max((after - before for before, after in zip([moment, *times], times, strict=False)), default=0.0)
+
+
+@dataclass
+class Trial:
+    """A run that goes on: what a test may read of it and do to it."""
+
+    cluster: RayHosts
+    folder: Path
+    place: str
+    """Its cluster profile."""
+    command: Command
+    fault_at: float = 0.0
+    """When it was hurt, in seconds since the epoch."""
+
+    def until_checkpoint(self, step: int) -> None:
+        """Training, with a checkpoint of `step`."""
+        self.command.until("up (process")
+        self.command.until(f"checkpoint of step {step} ")
+
+    def hurt(self) -> None:
+        """Call this at the moment of the fault."""
+        self.fault_at = time.time()
+
+    def until_again(self) -> None:
+        """The driver has heard of it, and a new group is up."""
+        self.command.until("up (process", 180)
+
+    @property
+    def driver(self) -> psutil.Process:
+        """The command itself, below what entered the host."""
+        (driver,) = psutil.Process(self.command.process.pid).children()
+        return driver
+
+    def resume(self) -> None:
+        """`shoal resume` of this run: the command that counts from now on."""
+        (run,) = {line.split("/")[-1] for line in self.command.lines if f" in s3://{BUCKET}/runs/" in line}
+        self.command = self.cluster.shoal("resume", run, "--on", self.place, "--json", folder=self.folder)
+
+
+class Trials:
+    """One job on one cluster, run again and again."""
+
+    def __init__(self, cluster: RayHosts, model: Path, rows: int = 90, **sections: Any):
+        files = cluster.network.folder / "files"
+        files.mkdir()
+        cluster.store.ask("upload", f"{model}/", f"s3://{BUCKET}/tiny/")
+        cluster.store.ask("upload", str(write_rows(files / "rows.jsonl", rows)), f"s3://{BUCKET}/rows.jsonl")
+        made = job(f"s3://{BUCKET}/tiny", f"s3://{BUCKET}/rows.jsonl", **sections)
+        self.cluster, self.job = cluster, write(files / "job.yaml", made)
+
+    def begin(self, name: str, *options: str, **changes: Any) -> Trial:
+        """`shoal run` at the head; `changes` replace fields of the profile."""
+        folder = self.cluster.network.folder / "runs" / name
+        folder.mkdir(parents=True)
+        place = self.cluster.profile(folder / "ray.yaml", **changes)
+        command = self.cluster.shoal("run", self.job, "--on", place, "--json", *options, folder=folder)
+        return Trial(self.cluster, folder, place, command)
+
+    def run(self, name: str, hurt: Hurt = lambda trial: None, *options: str, end_s: float = 240, **changes: Any) -> Ran:
+        """A whole run, hurt on its way."""
+        began = time.time()
+        trial = self.begin(name, *options, **changes)
+        hurt(trial)
+        assert trial.command.end(end_s) == 0, trial.command.said
+        self.cluster.store.fetch(trial.command.json["folder"], trial.folder)
+        return Ran(trial.folder, taken(self.cluster.record, began), trial.command.said, began)
