@@ -32,6 +32,8 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/storage.py
+	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/launch.py

@@ -7,6 +7,7 @@ from shoal.data.prepared import Prepared
 from shoal.data.reader import Reader
 from shoal.spec.cluster import S3Spec
 from shoal.storage import Storage
+from shoal.train.heap import keep_memory
 
 
 class Read:
@@ -28,4 +29,5 @@ class Read:
 
 
 if __name__ == "__main__":
+    keep_memory()
     reading.run(reading.arguments(), Read)
