@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 from shoal.backends import OnEvent
 from shoal.backends.ray_train import RayTrain, bundle, set_environment, strategy
 from shoal.errors import ClusterError, Problem
-from shoal.spec.cluster import WorkersSpec
 
 if TYPE_CHECKING:
     from ray._private.worker import RayContext
 
 CONNECT_S = 10.0
-ELASTIC_START_S = 20.0
-"""An elastic group is planned from what Ray believes to be there; when it does not come up, Ray looks again so soon."""
+GROUP_S = 20.0
+"""A group is placed by what Ray believes to be there; when it does not come up, Ray looks again so soon."""
+LAUNCH_S = 60.0
+"""What a group takes beside room: its processes start, and a lost node is noticed."""
 ASK_NODES_S = 60.0
 POLL_S = 1.0
 JOIN = (
@@ -31,9 +32,7 @@ class RayCluster(RayTrain):
     place = "a Ray cluster"
 
     def connect(self) -> str:
-        elastic = isinstance(self.profile.workers, WorkersSpec)
-        start_s = ELASTIC_START_S if elastic else max(1.0, self.profile.wait_s)
-        set_environment({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{start_s:g}"})
+        set_environment({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{GROUP_S:g}"})
         import ray
 
         _require_listener(self.profile.address)
@@ -72,6 +71,10 @@ class RayCluster(RayTrain):
                     told = True
         finally:
             remove_placement_group(group)
+
+    def require_room(self, down_s: float) -> None:
+        if down_s > self.profile.wait_s + LAUNCH_S:
+            raise ClusterError(self._no_room(f"for {down_s:.0f} s"))
 
     def _no_room(self, when: str) -> Problem:
         each = ", ".join(f"{amount:g} {name}" for name, amount in bundle(self.profile.resources_per_worker).items())

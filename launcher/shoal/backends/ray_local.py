@@ -51,3 +51,6 @@ class RayLocal(RayTrain):
 
     def await_room(self, on_event: OnEvent) -> None:
         pass  # it was made with room for all
+
+    def require_room(self, down_s: float) -> None:
+        pass
