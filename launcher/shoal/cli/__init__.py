@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from shoal.cli import data, doctor, results, runs, start, store, training
+from shoal.cli import data, doctor, report, results, runs, start, store, training
 from shoal.errors import ShoalError
 from shoal.spec.cluster import StorageSpec
 
@@ -33,6 +33,7 @@ app.command(short_help="Say what a run would do, before anything is taken.")(tra
 app.command(short_help="Train a job as a new run.")(training.run)
 app.command(short_help="Go on with a run that was stopped or died.")(training.resume)
 app.command(short_help="List runs, and clear away old ones.")(runs.runs)
+app.command(short_help="One run on one screen: losses, speed, where its time went.")(report.report)
 app.command(short_help="Say what is wrong with a place, or what became of a run.")(doctor.doctor)
 app.command(short_help="Talk to a result, the base model beside it if you like.")(results.chat)
 app.command(short_help="Say where an export lies; merge an adapter into its base.")(results.export)

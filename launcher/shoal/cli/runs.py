@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,6 +38,8 @@ class Standing:
     """Seconds since the epoch."""
     bytes: int
     checkpoint_bytes: int
+    goodput: float | None = None
+    """Share of its wall time in steps that count; None before the first."""
 
 
 def runs(
@@ -56,7 +58,7 @@ def runs(
     ] = None,
     yes: Yes = False,
 ) -> None:
-    """List runs: state, step, loss, age, size. With --prune, clear away what is not needed.
+    """List runs: state, step, loss, goodput, age, size. With --prune, clear away what is not needed.
 
     Example:  shoal runs --prune --keep 3     shoal runs --prune --whole --older-than 30d
     """
@@ -120,7 +122,25 @@ def standing(folder: "RunFolder", objects: "Sequence[ObjectInfo]") -> Standing:
         made=made(folder.id),
         bytes=sum(sizes.values()),
         checkpoint_bytes=sum(size for url, size in sizes.items() if url.startswith(folder.checkpoints)),
+        goodput=_goodput(folder, sizes),
     )
+
+
+def _goodput(folder: "RunFolder", sizes: Mapping[str, int]) -> float | None:
+    """As the ledger says that a driver leaves; a run that goes on, or whose driver died, is read whole."""
+    from shoal.errors import StorageError
+    from shoal.record import rows
+    from shoal.record.ledger import ledger
+
+    try:
+        if folder.ledger in sizes:
+            return json.loads(folder.storage.read(folder.ledger))["goodput"]
+        if folder.events not in sizes:
+            return None
+        record = rows.read(folder)
+        return ledger(record.events, record.metrics).goodput
+    except StorageError:
+        return None
 
 
 def made(run_id: str) -> float:
@@ -165,15 +185,16 @@ def _list(found: list[Standing], runs_url: str) -> None:
     if not found:
         out.print(f"there are no runs in {runs_url}; start one with  shoal run JOB", markup=False)
         return
-    table = Table("run", "state", "step", "loss", "age", "size", box=None, padding=(0, 2, 0, 0))
+    table = Table("run", "state", "step", "loss", "goodput", "age", "size", box=None, padding=(0, 2, 0, 0))
     for column in table.columns[2:]:
         column.justify = "right"
     for one in found:
         step = "" if one.step is None else f"{one.step:,}"
         loss = "" if one.loss is None else f"{one.loss:.4f}"
+        goodput = "" if one.goodput is None else f"{one.goodput:.0%}"
         age = max(0.0, time.time() - one.made)
         days = f"{age / 86400:.0f} days" if age > 2 * 86400 else duration(age)
-        table.add_row(one.id, one.state, step, loss, days, size(one.bytes))
+        table.add_row(one.id, one.state, step, loss, goodput, days, size(one.bytes))
     out.print(table)
 
 

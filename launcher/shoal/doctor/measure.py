@@ -80,7 +80,7 @@ def measure_store(profile: ClusterProfile) -> Store:
             with contextlib.suppress(StorageError):
                 storage.delete(f"{where}/")
     except StorageError as error:
-        return Store(url, error=str(error), host=host, address=address)
+        return Store(url, error="; ".join(map(str, error.problems)), host=host, address=address)
 
 
 def _exercise(storage: Storage, where: str, known: Store) -> Store:
