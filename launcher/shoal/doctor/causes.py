@@ -25,7 +25,8 @@ CAUSES = (
         "disk-full",
         "a disk is full",
         "free space where the message says, set storage.cache to a larger disk, or lower checkpoint.keep",
-        r"disk is full|no space left|disk quota|store is full|disk has only|disk[ _-]full|larger than this disk|file too large|free space\b|ENOSPC",
+        r"disk is full|no space left|disk quota|store is full|disk has only|larger than this disk|file too large"
+        r"|free space\b",
     ),
     _cause(
         "out-of-memory",
