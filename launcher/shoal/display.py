@@ -168,6 +168,12 @@ def record(event: Event, state: State) -> str | None:
             return f"checkpoint of step {event['step']} ({size(event['bytes'])}, {event['seconds']:.1f} s)"
         case "export":
             return f"export {gate_words(event)}"
+        case "failure":
+            return event["message"]
+        case "skipped":
+            return (
+                f"step {event['step']} is skipped: its {event['what']} is {event['value']} ({event['total']:,} so far)"
+            )
         case "storage" if state.faults in TOLD_FAULTS:
             return f"store: {event['what']} ({event['url']}); {state.faults:,} such so far, all are in events.jsonl"
         case _:
@@ -229,6 +235,8 @@ def ending(plan: Plan, result: Result, ledger: Ledger | None = None) -> Renderab
     table.add_row("time training", duration(result.seconds) + rate)
     if ledger is not None and ledger.goodput is not None:
         table.add_row("wall time", f"{duration(ledger.total)}: {ledger_words(ledger)}")
+    if result.skipped:
+        table.add_row("steps skipped", f"{result.skipped:,}, their loss or gradient was no number")
     if result.export:
         table.add_row("export", Text(result.export))
     if result.gate:

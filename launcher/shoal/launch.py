@@ -15,20 +15,22 @@ import yaml
 from shoal.backends import Backend, OnEvent
 from shoal.errors import DataError, Problem, SpecError, StorageError
 from shoal.facts.gather import gather
-from shoal.lease import held
+from shoal.lease import STALE_AFTER_S, held
 from shoal.plan.planner import counted, plan
 from shoal.plan.types import Plan
 from shoal.record import rows
 from shoal.record.ledger import Ledger, ledger
-from shoal.runs import RunFolder, find_run, new_run_id
+from shoal.runs import RunFolder, checked_id, find_run, new_run_id
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.job import JobSpec
-from shoal.spec.load import parse_job
+from shoal.spec.load import parse_job, require_same
 from shoal.storage import Storage, absolute, join
-from shoal.train.world import Result
+from shoal.train.world import Event, Result
 
 SETTLE_S = 10.0
 """How long an ending driver waits for the store to take its last words."""
+REPLACED_S = STALE_AFTER_S + 10
+"""How long a driver that was submitted again waits for the lease of the one before it to run out."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ def backend_for(profile: ClusterProfile) -> Backend:
             return RayCluster(profile)
 
 
-def plan_job(job: JobSpec, profile: ClusterProfile, storage: Storage) -> Plan:
+def plan_job(job: JobSpec, profile: ClusterProfile, storage: Storage, run_id: str | None = None) -> Plan:
     """What a run of `job` on `profile` would be. Needs neither torch nor Ray."""
-    run_id = new_run_id(job.name, datetime.now(), secrets.token_hex(2))
+    run_id = run_id or new_run_id(job.name, datetime.now(), secrets.token_hex(2))
     return plan(job, profile, gather(job, profile, storage), run_id)
 
 
@@ -71,10 +73,18 @@ def run(
     backend: Backend,
     on_event: OnEvent,
     stop: threading.Event,
+    run_id: str | None = None,
 ) -> Outcome:
-    """Train `job` as a new run on a backend that was started. Raises: ShoalError."""
+    """Train `job` as a new run on a backend that was started; with a `run_id`, go on with the run of that id if it is there.
+
+    Raises: ShoalError; SpecError when the run of that id was made from another job.
+    """
+    if run_id is not None:
+        folder = RunFolder(storage, join(absolute(profile.storage.runs), checked_id(run_id)))
+        if storage.exists(folder.plan):
+            return _again(folder, job, profile, backend, on_event, stop)
     on_event({"kind": "phase", "phase": "planning", "detail": job.model.base})
-    made = plan_job(job, profile, storage)
+    made = plan_job(job, profile, storage, run_id)
     for note in made.notes:
         on_event({"kind": "note", "message": note})
     found = backend.prepare(made, storage, on_event)
@@ -85,7 +95,20 @@ def run(
     folder = RunFolder(storage, made.storage.run)
     text = yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
     storage.write(folder.job, text.encode())
-    return _train(folder, made, backend, on_event, stop)
+    return _train(folder, made, backend, on_event, stop, 0.0 if run_id is None else REPLACED_S)
+
+
+def _again(
+    folder: RunFolder, job: JobSpec, profile: ClusterProfile, backend: Backend, on_event: OnEvent, stop: threading.Event
+) -> Outcome:
+    """The same command once more: what is finished is shown, anything else goes on."""
+    require_same(folder.id, parse_job(folder.storage.read(folder.job), folder.job), job)
+    if not folder.storage.exists(folder.result):
+        return _go_on(folder, profile, backend, on_event, stop, REPLACED_S)
+    made = Plan.model_validate_json(folder.storage.read(folder.plan))
+    on_event({"kind": "run", "run": folder.id, "folder": folder.url, "plan": made})
+    on_event({"kind": "note", "message": "is finished already: there is nothing to do"})
+    return Outcome(folder, made, Result(**json.loads(folder.storage.read(folder.result))), None)
 
 
 def resume(
@@ -104,43 +127,62 @@ def resume(
     if storage.exists(folder.result):
         fix = f"`shoal chat {folder.id}` talks to it; a new job can go on from it with model.adapter: {folder.id}"
         raise SpecError(Problem(folder.id, "is finished: there is nothing to resume", fix))
+    return _go_on(folder, profile, backend, on_event, stop)
+
+
+def _go_on(
+    folder: RunFolder,
+    profile: ClusterProfile,
+    backend: Backend,
+    on_event: OnEvent,
+    stop: threading.Event,
+    wait_s: float = 0.0,
+) -> Outcome:
     on_event({"kind": "phase", "phase": "planning", "detail": f"going on with {folder.id}"})
-    made = _placed(Plan.model_validate_json(storage.read(folder.plan)), folder, profile)
-    backend.prepare(made, storage, on_event)
-    return _train(folder, made, backend, on_event, stop)
+    made = _placed(Plan.model_validate_json(folder.storage.read(folder.plan)), folder, profile)
+    backend.prepare(made, folder.storage, on_event)
+    return _train(folder, made, backend, on_event, stop, wait_s)
 
 
-def _train(folder: RunFolder, made: Plan, backend: Backend, on_event: OnEvent, stop: threading.Event) -> Outcome:
+def _train(
+    folder: RunFolder, made: Plan, backend: Backend, on_event: OnEvent, stop: threading.Event, wait_s: float
+) -> Outcome:
     lost = threading.Event()
+    unwritten: list[Event] = []
 
     def leave() -> None:
         lost.set()
         stop.set()
 
-    with held(folder, on_lost=leave):
+    def hear(event: Event) -> None:
+        if event["kind"] == "failure" and event["final"]:
+            unwritten.append(event)  # no worker comes that could write it down
+        on_event(event)
+
+    with held(folder, on_lost=leave, wait_s=wait_s):
         folder.storage.write(folder.plan, made.model_dump_json(indent=1).encode())
         folder.storage.delete(folder.ledger)
         rows.append(folder, {"kind": "driver", "host": socket.gethostname(), "pid": os.getpid()})
         on_event({"kind": "run", "run": made.run_id, "folder": folder.url, "plan": made})
         try:
-            result = backend.train(made, on_event, stop)
+            result = backend.train(made, hear, stop)
         except BaseException as error:
             if not lost.is_set():
                 state = "left" if isinstance(error, KeyboardInterrupt) else "failed"
                 said = {"error": type(error).__name__, "message": str(error)}
-                _settle(folder, {"kind": "ended", "state": state, **said})
+                _settle(folder, *unwritten, {"kind": "ended", "state": state, **said})
             raise
         ended = {"kind": "ended", "state": result.state, "step": result.step}
         return Outcome(folder, made, result, None if lost.is_set() else _settle(folder, ended))
 
 
-def _settle(folder: RunFolder, ended: rows.Row) -> Ledger | None:
+def _settle(folder: RunFolder, *last: rows.Row) -> Ledger | None:
     """Write down how it ended, and what the wall time went to, unless the store takes too long over it."""
     found: list[Ledger] = []
 
     def write() -> None:
         with contextlib.suppress(StorageError):
-            rows.append(folder, ended)
+            rows.append(folder, *last)
             record = rows.read(folder)
             found.append(ledger(record.events, record.metrics))
             folder.storage.write(folder.ledger, json.dumps(found[0].as_json(), indent=1).encode())
@@ -179,7 +221,8 @@ def _placed(then: Plan, folder: RunFolder, profile: ClusterProfile) -> Plan:
     device = "cuda" if profile.resources_per_worker.gpu else "cpu"
     asked = (profile.max_workers, profile.min_workers, device)
     if (then.layout.workers, then.layout.min_workers, then.layout.device) == asked:
-        return then.model_copy(update={"storage": storage, "max_failures": profile.max_failures})
+        patience = ("max_failures", "max_preemptions", "hang_timeout_s")
+        return then.model_copy(update={"storage": storage} | {name: getattr(profile, name) for name in patience})
     job = parse_job(folder.storage.read(folder.job), folder.job)
     now = plan(job, profile, gather(job, profile, folder.storage), then.run_id)
     if now.trajectory_digest != then.trajectory_digest:

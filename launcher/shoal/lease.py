@@ -47,12 +47,13 @@ class Holder:
 
 
 @contextlib.contextmanager
-def held(folder: RunFolder, on_lost: Callable[[], None]) -> Iterator[None]:
+def held(folder: RunFolder, on_lost: Callable[[], None], wait_s: float = 0.0) -> Iterator[None]:
     """Hold the run inside the block. `on_lost` is called from another thread when a newer holder has taken over.
 
+    A dead driver's lease on another machine stands for a while: a driver that takes its place waits `wait_s` for it.
     Raises: ClusterError when another driver holds it.
     """
-    lease = _take(folder)
+    lease = _take_within(folder, wait_s)
     over = threading.Event()
     thread = threading.Thread(target=_beat, args=(lease, over, on_lost), name="lease", daemon=True)
     thread.start()
@@ -129,6 +130,16 @@ def _take(folder: RunFolder) -> _Lease:
     for number in numbers:
         folder.storage.delete(_url(folder, number))
     return lease
+
+
+def _take_within(folder: RunFolder, wait_s: float) -> _Lease:
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        try:
+            return _take(folder)
+        except ClusterError:
+            time.sleep(1.0)
+    return _take(folder)
 
 
 def _beat(lease: _Lease, over: threading.Event, on_lost: Callable[[], None]) -> None:

@@ -9,6 +9,8 @@ from shoal.errors import Problem, SpecError
 from shoal.storage import Storage, join
 
 RUN_ID = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)-(?P<made>\d{8}-\d{6})-(?P<token>[0-9a-z]{4})")
+GIVEN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+"""An id that somebody chose."""
 SHOWN = 8
 """Runs listed when a beginning fits several, or none."""
 
@@ -82,6 +84,10 @@ class RunFolder:
         """Written last: a checkpoint exists when this does."""
         return join(self.checkpoint(step), "manifest.json")
 
+    def replay(self, step: int) -> str:
+        """The global batch of a step whose loss or gradient was no number."""
+        return join(self.url, "replay", f"{step:08d}.json")
+
     @property
     def exports(self) -> str:
         return join(self.url, "export/")
@@ -92,10 +98,18 @@ class RunFolder:
 
 
 def list_runs(storage: Storage, runs_url: str) -> list[RunFolder]:
-    """The runs that have a plan, oldest first."""
+    """The runs that have a plan, oldest first; those whose id says no time come before all."""
     plans = storage.list(join(runs_url, "*", "plan.json"))
     runs = [RunFolder(storage, one.url.removesuffix("/plan.json")) for one in plans]
-    return sorted((run for run in runs if RUN_ID.fullmatch(run.id)), key=_made)
+    return sorted((run for run in runs if GIVEN_ID.fullmatch(run.id)), key=_made)
+
+
+def checked_id(given: str) -> str:
+    """An id that may name a run. Raises: SpecError."""
+    if not GIVEN_ID.fullmatch(given):
+        fix = "use lower-case letters, digits and dashes, at most 63, a letter or a digit first"
+        raise SpecError(Problem("--run-id", f"{given!r} cannot name a run", fix))
+    return given
 
 
 def find_run(storage: Storage, runs_url: str, beginning: str) -> RunFolder:
@@ -121,8 +135,7 @@ def find_run(storage: Storage, runs_url: str, beginning: str) -> RunFolder:
 
 def _made(run: RunFolder) -> tuple[str, str]:
     match = RUN_ID.fullmatch(run.id)
-    assert match
-    return match["made"], run.id
+    return match["made"] if match else "", run.id
 
 
 def _shown(run_ids: list[str]) -> str:

@@ -31,7 +31,7 @@ from shoal.train import entry
 from shoal.train.journal import Journal
 from shoal.train.manifest import newest
 from shoal.train.voice import Voice
-from shoal.train.world import Directive, Event, World
+from shoal.train.world import Directive, Event, Pulse, World
 
 pytestmark = pytest.mark.ray
 
@@ -73,7 +73,7 @@ def untouched(folder: Path, spec: Callable[[str], JobSpec]) -> Callable[[str], L
             plan = planned(spec(method), profile(folder), f"untouched-{method}-20260101-000000-0000")
             storage = Storage()
             run = RunFolder(storage, plan.storage.run)
-            voice = Voice(lambda event: Directive.CONTINUE, Journal(plan, run, storage))
+            voice = Voice(lambda event: Directive.CONTINUE, Journal(plan, run, storage), Pulse())
             entry.Worker(plan, World(), storage, run, voice).load().run()
             voice.close()
             known[method] = {row["step"]: row["loss"] for row in steps(run)}

@@ -78,6 +78,7 @@ def small_plan(folder: Path, *, run_id: str = "test-20260101-000000-abcd", worke
         eval_steps=None,
         early_stopping_patience=None,
         load_best_model_at_end=False,
+        on_nan="stop",
     )
     layout = Layout(
         workers=workers,
@@ -110,6 +111,8 @@ def small_plan(folder: Path, *, run_id: str = "test-20260101-000000-abcd", worke
         self_check=False,
         prompts=(),
         max_failures=2,
+        max_preemptions=2,
+        hang_timeout_s=600,
         notes=(),
     )
     return plan.model_copy(update=changes)

@@ -1,5 +1,6 @@
 """A plan, a tiny model and an engine in memory, for what surrounds training: checkpoints, journal, export."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from shoal.plan.types import (
 )
 from shoal.spec.cluster import S3Spec
 from shoal.spec.job import LoraSpec, QuantizationSpec
+from shoal.train.world import Event
 
 
 def make_plan(root: Path, base: str = "tiny", method: str = "lora", **changes: Any) -> Plan:
@@ -81,6 +83,7 @@ def make_plan(root: Path, base: str = "tiny", method: str = "lora", **changes: A
         "eval_steps": None,
         "early_stopping_patience": None,
         "load_best_model_at_end": False,
+        "on_nan": "stop",
     }
     return Plan(
         shoal="0",
@@ -112,6 +115,8 @@ def make_plan(root: Path, base: str = "tiny", method: str = "lora", **changes: A
         self_check=False,
         prompts=(),
         max_failures=0,
+        max_preemptions=2,
+        hang_timeout_s=600,
         notes=(),
     )
 
@@ -142,6 +147,13 @@ class StandIn:
     def names(self) -> list[str]:
         return list(self._parameters)
 
+    def holders(self) -> list[range]:
+        size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        return [range(size)] * len(self._parameters)
+
+    def read_held(self, name: str) -> dict[str, torch.Tensor]:
+        return {kind: tensor.clone() for kind, tensor in self.read_state(name).items()}
+
     def read_state(self, name: str) -> dict[str, torch.Tensor]:
         parameter = self._parameters[name]
         moments = self._adam.state[parameter]
@@ -155,6 +167,24 @@ class StandIn:
     def states(self) -> dict[str, torch.Tensor]:
         """A copy of everything."""
         return {f"{n}::{k}": tensor.clone() for n in self.names() for k, tensor in self.read_state(n).items()}
+
+
+class Heard:
+    """The voice of a rank that nobody listens to but the test."""
+
+    def __init__(self, flush: Callable[[], None] = lambda: None):
+        self.events: list[Event] = []
+        self.flush = flush
+
+    def phase(self, phase: str, detail: str = "") -> None:
+        self.tell({"kind": "phase", "phase": phase, "detail": detail})
+
+    def tell(self, event: Event, *, record: bool = True) -> None:
+        self.events.append(event)
+
+    @property
+    def checkpoints(self) -> list[Event]:
+        return [event for event in self.events if event["kind"] == "checkpoint"]
 
 
 def tiny_llama(tied: bool = True, seed: int = 0) -> Any:

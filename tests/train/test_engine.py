@@ -69,6 +69,30 @@ def test_a_state_written_back_continues_as_if_nothing_happened(tmp_path: Path, t
     assert steps(second, 3, 1e-2) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "fp32"), (0, "bf16"), (1, "fp32"), (2, "bf16"), (3, "fp32")])
+def test_a_state_that_lies_here_is_copied_as_it_is(tmp_path: Path, tiny_model: Path, stage: int, dtype: str):
+    method = "lora" if stage == 0 else "full"
+    made = engine(
+        plan(tmp_path, tiny_model, method=method, train={"dtype": dtype}, deepspeed={"stage": stage}), tiny_model
+    )
+    steps(made, 2, 1e-2)
+    holders = made.holders()
+    assert len(holders) == len(made.names())
+    if stage == 3:
+        assert not any(holders)
+        return
+    assert all(list(ranks) == [0] for ranks in holders)
+    kept = {name: made.read_held(name) for name in made.names()}
+    for name, held in kept.items():
+        whole = made.read_state(name)
+        assert held.keys() == whole.keys()
+        for key, tensor in held.items():
+            assert tensor.dtype == torch.float32 and tensor.shape == whole[key].shape
+            assert torch.equal(tensor, whole[key]) and tensor.data_ptr() != whole[key].data_ptr()
+    steps(made, 1, 1e-2)
+    assert any(not torch.equal(kept[name]["param"], made.read_state(name)["param"]) for name in kept)
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, tiny_model: Path, method: str):
     """With a frozen base the reentrant kind would cut the adapter off, and the loss would stay flat."""
@@ -114,3 +138,33 @@ def test_a_gradient_that_is_no_number_moves_nothing(tmp_path: Path, tiny_model: 
     with pytest.raises(NotANumber):
         poisoned.step(1e-2)
     assert all(torch.equal(poisoned.read_state(name)["param"], old) for name, old in before.items())
+
+
+@pytest.mark.parametrize("how", ["discarded", "poisoned"])
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (2, "bf16")])
+def test_a_gradient_that_was_left_out_leaves_nothing_behind(
+    tmp_path: Path, tiny_model: Path, stage: int, dtype: str, how: str
+):
+    """Weights, moments and the steps that follow are those of an engine that never saw it."""
+    made = plan(tmp_path, tiny_model, deepspeed={"stage": stage}, train={"dtype": dtype})
+    one, other = engine(made, tiny_model), engine(made, tiny_model)
+    for each in (one, other):
+        steps(each, 2, 1e-2)
+    before = {name: {key: t.clone() for key, t in one.read_state(name).items()} for name in one.names()}
+    one.train()
+    if how == "discarded":
+        for _ in range(2):
+            one.accumulate(causal_lm.collate(ROWS, CPU), TARGETS)
+        one.discard()
+    else:
+        hook = one.model.model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
+        one.accumulate(causal_lm.collate(ROWS, CPU), TARGETS)
+        hook.remove()
+        with pytest.raises(NotANumber):
+            one.step(1e-2)
+    for name, state in before.items():
+        now = one.read_state(name)
+        assert all(torch.equal(now[key], old) for key, old in state.items()), name
+    one.set_step(3)
+    other.set_step(3)
+    assert steps(one, 3, 1e-2) == steps(other, 3, 1e-2)

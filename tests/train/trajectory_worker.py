@@ -39,7 +39,7 @@ for path in map(Path, sys.argv[2:]):
     plan = Plan.model_validate_json(path.read_text())
     storage = Storage(plan.storage.s3)
     folder = RunFolder(storage, plan.storage.run)
-    voice = Voice(report, Journal(plan, folder, storage) if world.is_main else None)
+    voice = Voice(report, Journal(plan, folder, storage) if world.is_main else None, world.pulse)
     loop = entry.Worker(plan, world, storage, folder, voice).load()
     ended = loop.run()
     voice.close()

@@ -268,8 +268,10 @@ def test_one_signal_asks_and_two_leave() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupts.stop.wait(10)
         assert heard.wait(10)
+        assert interrupts.status == 143
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.status == 130
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -12,10 +12,10 @@ from jobs import write_rows
 from shoal import launch
 from shoal.backends import OnEvent
 from shoal.backends.inline import Inline
-from shoal.errors import ClusterError, DataError, SpecError
+from shoal.errors import ClusterError, DataError, Problem, SpecError, TrainingError
 from shoal.lease import held
 from shoal.plan.types import Plan
-from shoal.runs import RunFolder
+from shoal.runs import RunFolder, list_runs
 from shoal.spec.cluster import ClusterProfile, StorageSpec
 from shoal.spec.job import JobSpec
 from shoal.storage import Storage
@@ -146,3 +146,48 @@ def test_a_resume_elsewhere_is_refused_when_the_data_changed(
     write_rows(Path(str(job.data.train)), count=61)
     with pytest.raises(SpecError, match="cannot move to 3 cpu workers"):
         resume(outcome.folder.id, profile_of(tmp_path, workers=3), StandIn())
+
+
+def submit(job: JobSpec, profile: ClusterProfile, backend: StandIn, run_id: str = "nightly-7") -> launch.Outcome:
+    events: list[Event] = []
+    return launch.run(job, profile, Storage(), backend, events.append, threading.Event(), run_id)
+
+
+def test_the_same_command_begins_a_run_goes_on_with_it_and_says_that_it_is_finished(
+    job: JobSpec, profile: ClusterProfile
+) -> None:
+    stopping, finishing, idle = StandIn("stopped"), StandIn(), StandIn()
+    first = submit(job, profile, stopping)
+    second = submit(job, profile, finishing)
+    third = submit(job, profile, idle)
+    assert first.folder.id == second.folder.id == third.folder.id == "nightly-7"
+    assert stopping.plans == finishing.plans and idle.plans == []
+    assert third.result == second.result and third.result.state == "finished"
+    assert [one.id for one in list_runs(Storage(), profile.storage.runs)] == ["nightly-7"]
+
+
+def test_a_run_id_stands_for_one_job(job: JobSpec, profile: ClusterProfile) -> None:
+    submit(job, profile, StandIn("stopped"))
+    other = job.model_copy(update={"train": job.train.model_copy(update={"batch_size": 8})})
+    with pytest.raises(SpecError, match="that run was made from another job") as caught:
+        submit(other, profile, StandIn())
+    assert [str(problem) for problem in caught.value.problems[1:]] == ["train.batch_size: 8 now, 4 in the run"]
+    with pytest.raises(SpecError, match="'Nightly/7' cannot name a run"):
+        submit(job, profile, StandIn(), "Nightly/7")
+
+
+class Dies(StandIn):
+    """Its last group failed, and nobody is left to write that down."""
+
+    def train(self, plan: Plan, on_event: OnEvent, stop: threading.Event) -> Result:
+        row = {"kind": "failure", "time": "2026-01-01T00:00:00.000+00:00", "cause": "hung", "rank": 1}
+        on_event({**row, "message": "worker 1 hangs; starting again", "final": False})
+        on_event({**row, "message": "worker 1 hangs", "final": True})
+        raise TrainingError(Problem("training", "worker 1 hangs, more often than max_failures allows"))
+
+
+def test_the_failure_that_ends_a_run_is_written_down(job: JobSpec, profile: ClusterProfile) -> None:
+    with pytest.raises(TrainingError):
+        submit(job, profile, Dies())
+    events = Storage().read(f"{profile.storage.runs}/nightly-7/events.jsonl").decode().splitlines()
+    assert [row["message"] for row in map(json.loads, events) if row["kind"] == "failure"] == ["worker 1 hangs"]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def test_a_killed_driver_of_this_machine_holds_nothing(folder: RunFolder) -> Non
     with held(folder, never):
         assert is_held(folder)
     assert folder.storage.list(join(folder.url, "lease/")) == []
+
+
+def test_a_driver_that_replaces_another_waits_for_its_lease_to_run_out(folder: RunFolder) -> None:
+    leave(folder, 7, machine="other", beat=time.time() - lease.STALE_AFTER_S + 1.5)
+    with pytest.raises(ClusterError), held(folder, never):
+        pass
+    with held(folder, never, wait_s=60):
+        assert is_held(folder)
 
 
 def test_another_machine_holds_a_run_while_its_heart_beats() -> None:

@@ -13,7 +13,7 @@ from shoal.runs import RunFolder
 from shoal.storage import Storage
 from shoal.train.journal import thrown
 from shoal.train.voice import Voice
-from shoal.train.world import Directive
+from shoal.train.world import Directive, Pulse
 
 
 def at(moment: float, number: int, kind: str = "", /, **fields: Any) -> Row:
@@ -105,7 +105,7 @@ def test_steps_that_are_not_written_down_count() -> None:
         def record(self, event: Row) -> None:
             rows.append(event)
 
-    voice = Voice(lambda event: Directive.CONTINUE, Book())  # type: ignore[arg-type]
+    voice = Voice(lambda event: Directive.CONTINUE, Book(), Pulse())  # type: ignore[arg-type]
     for number in range(1, 8):
         voice.tell({"kind": "step", "step": number, "seconds": 2.0, "data_seconds": 0.25}, record=number == 5)
     voice.phase("saving")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import SpecError
-from shoal.runs import RunFolder, find_run, list_runs, new_run_id
+from shoal.runs import RunFolder, checked_id, find_run, list_runs, new_run_id
 from shoal.storage import Storage
 
 IDS = ["alpaca-20261121-090000-aaaa", "alpaca-20261121-090000-bbbb", "zebra-7b-20261120-235959-0q9z"]
@@ -17,7 +17,7 @@ def runs(tmp_path: Path) -> str:
     for run_id in IDS:
         Storage().write(RunFolder(Storage(), f"{tmp_path}/{run_id}").plan, b"{}")
     (tmp_path / "alpaca-20261121-100000-cccc").mkdir()
-    Storage().write(f"{tmp_path}/something-else/plan.json", b"{}")
+    Storage().write(f"{tmp_path}/Something_else/plan.json", b"{}")
     return str(tmp_path)
 
 
@@ -40,6 +40,15 @@ def test_every_file_lies_in_the_folder() -> None:
 def test_runs_are_listed_oldest_first(runs: str) -> None:
     assert [run.id for run in list_runs(Storage(), runs)] == [IDS[2], IDS[0], IDS[1]]
     assert list_runs(Storage(), runs + "/none") == []
+
+
+def test_an_id_that_somebody_chose_is_listed_first(runs: str) -> None:
+    Storage().write(f"{runs}/nightly-7/plan.json", b"{}")
+    assert [run.id for run in list_runs(Storage(), runs)] == ["nightly-7", IDS[2], IDS[0], IDS[1]]
+    assert checked_id("nightly-7") == "nightly-7"
+    for wrong in ("", "Nightly", "a/b", "-a", "x" * 64):
+        with pytest.raises(SpecError, match="cannot name a run"):
+            checked_id(wrong)
 
 
 def test_a_unique_beginning_names_a_run(runs: str) -> None:

@@ -1,97 +1,113 @@
 """What a failed worker group means: try again, or hand the answer to the person. Runs in Ray Train's controller."""
 
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError
-from ray.train import ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
+import ray
+from ray.exceptions import RayError
+from ray.train import ControllerError, PreemptionError, TrainingFailedError, UserCallback, WorkerGroupError
 
+from shoal.backends.causes import OUR_MISTAKES, Failure, classify, final, lost, unsettled
 from shoal.errors import Problem, ShoalError, TrainingError
-
-OUR_MISTAKES = (TypeError, AttributeError, NameError, LookupError, AssertionError, ImportError, NotImplementedError)
-"""Exceptions that come back each time the same code runs: starting the workers again would only repeat them."""
+from shoal.record.rows import stamp
+from shoal.train.world import Event
 
 WORDS = 3
 """Lines of a dead worker's stderr that are told."""
 WARNING = re.compile(r"\S+:\d+: \w*Warning: .*\n(  .*\n?)?")
 """What Python's warnings print: the place, the warning, the line of code."""
+ASK_S = 5.0
+"""How long the mailbox may take to answer."""
+SETTLE_S = 4.0
+"""How long a verdict may wait for the heartbeats of ranks that did not raise."""
 
 
 class Failures(UserCallback):
-    """Raising here ends the run without another try; returning leaves it to FailureConfig(max_failures)."""
+    """Raising here ends the run without another try; returning leaves it to FailureConfig, which counts the same way."""
 
-    def __init__(self, mailbox: Any, max_failures: int) -> None:
+    def __init__(self, mailbox: Any, max_failures: int, max_preemptions: int) -> None:
         self.mailbox = mailbox
-        self.max_failures = max_failures
-        self.failures = 0
+        self.max_failures, self.max_preemptions = max_failures, max_preemptions
+        self.failures = self.preemptions = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        failure = self._classify(worker_exceptions)
         answer = final(worker_exceptions)
+        again = None if answer else self._again(failure)
+        self._tell(failure, again)
         if answer is not None:
             raise answer
-        self.failures += 1
-        if self.failures <= self.max_failures:
-            again = f"starting again from the newest checkpoint (try {self.failures} of {self.max_failures})"
-            self.mailbox.post.remote({"kind": "note", "message": f"{describe(worker_exceptions)}; {again}"})
+
+    def _classify(self, failures: Mapping[int, Exception]) -> Failure:
+        began = time.monotonic()
+        account: Any = ray.get(self.mailbox.account.remote(), timeout=ASK_S)
+        while unsettled(failures, account, since_s := time.monotonic() - began) and since_s < SETTLE_S:
+            time.sleep(0.3)
+            account = ray.get(self.mailbox.account.remote(), timeout=ASK_S)
+        return classify(failures, account)
+
+    def _again(self, failure: Failure) -> str | None:
+        """What is told of the next try; None when the budget is spent."""
+        if failure.cause == "preempted":
+            self.preemptions += 1
+            told, count, most = "preemption", self.preemptions, self.max_preemptions
+        else:
+            self.failures += 1
+            told, count, most = "try", self.failures, self.max_failures
+        return f"starting again from the newest checkpoint ({told} {count} of {most})" if count <= most else None
+
+    def _tell(self, failure: Failure, again: str | None) -> None:
+        event: Event = {
+            "kind": "failure",
+            "time": stamp(),
+            "cause": failure.cause,
+            "rank": failure.ranks[0],
+            "ranks": failure.ranks,
+            "node": failure.node,
+            "step": failure.step,
+            "message": f"{failure.message}; {again}" if again else failure.message,
+            "final": again is None,
+        }
+        if failure.attempt is not None:
+            event["attempt"] = failure.attempt
+        if failure.stack:
+            event["stack"] = failure.stack
+        ray.get(self.mailbox.failed.remote(event), timeout=ASK_S)
 
 
-def lost(error: Exception) -> bool:
-    """Whether a worker's process is gone, rather than having raised."""
-    return isinstance(getattr(error, "health_check_failure", error), RayActorError)
-
-
-def final(failures: Mapping[int, Exception]) -> Exception | None:
-    """The exception that no new try can mend, if there is one.
-
-    When a process is gone, the others' exceptions are its echo: they are not asked.
-    """
-    if any(lost(error) for error in failures.values()):
-        return None
-    for kind in (ShoalError, OUR_MISTAKES):
-        for _, error in sorted(failures.items()):
-            if isinstance(error, kind):
-                return error
-    return None
-
-
-def describe(failures: Mapping[int, Exception]) -> str:
-    """One line: the lost workers if there are any, else the first rank's exception."""
-    gone = {rank: str(error) for rank, error in sorted(failures.items()) if lost(error)}
-    if gone:
-        memory = any("running low on memory" in text for text in gone.values())
-        return f"worker {', '.join(map(str, gone))} died" + (" (this machine ran out of memory)" if memory else "")
-    rank, error = min(failures.items())
-    lines = str(error).strip().splitlines()
-    return f"worker {rank} failed with {type(error).__name__}" + (f": {lines[-1]}" if lines else "")
-
-
-def unwrap(error: TrainingFailedError, run_id: str, logs: str, pids: Mapping[int, int]) -> Exception:
+def unwrap(
+    error: TrainingFailedError, run_id: str, logs: str, pids: Mapping[int, int], told: Event | None
+) -> Exception:
     """What the driver raises: the worker's own answer, our own bug as it was, or a TrainingError that says where to look.
 
-    `logs`: Ray's log folder. `pids`: the newest group's process of each rank.
+    `logs`: Ray's log folder. `pids`: the newest group's process of each rank. `told`: the newest failure's event.
     """
     where = f"the workers' own words are in {logs}"
+    resume = f"`shoal resume {run_id}` goes on from the last checkpoint; {where}"
     if isinstance(error, ControllerError):
         cause = error.controller_failure
         if isinstance(cause, (ShoalError, *OUR_MISTAKES)):
             return cause
-        return TrainingError(Problem("training", f"Ray could not run the workers: {_last_line(cause)}", where))
+        return TrainingError(Problem("training", f"Ray could not run the workers: {_last_line(cause)}", resume))
     if isinstance(error, WorkerGroupError):
         failures = error.worker_failures
         answer = final(failures)
         if answer is not None:
             return answer
-        what = f"{describe(failures)}, more often than max_failures allows"
-        fix = f"`shoal resume {run_id}` goes on from the last checkpoint; {where}"
+        budget = "max_preemptions" if told and told["cause"] == "preempted" else "max_failures"
+        what = f"{told['message'] if told else _last_line(error)}, more often than {budget} allows"
         guilty = sorted(rank for rank, each in failures.items() if lost(each)) or sorted(failures)
         last = [
             Problem(f"worker {rank}, last words", line)
             for rank in guilty
             for line in last_words(Path(logs), pids.get(rank))
         ]
-        return TrainingError(Problem("training", what, fix), *last)
+        return TrainingError(Problem("training", what, resume), *last)
+    if isinstance(error, PreemptionError):
+        return TrainingError(Problem("training", "preempted, more often than max_preemptions allows", resume))
     return TrainingError(Problem("training", _last_line(error), where))
 
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,10 +21,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shoal.backends import OnEvent
+from shoal.backends import Answer, OnEvent
 from shoal.plan.types import Layout, Plan
 from shoal.spec.cluster import ClusterProfile, ResourcesSpec, WorkersSpec
-from shoal.train.world import Report, Result, World
+from shoal.train.world import Event, Report, Result, World
 
 if TYPE_CHECKING:
     from shoal.data.prepare import PreparedSummary
@@ -75,6 +76,11 @@ class RayTrain(ABC):
         """Wait until there is room for the profile's workers. Raises: ClusterError when there is none."""
         ...
 
+    @abstractmethod
+    def require_room(self, down_s: float) -> None:
+        """A run has had no group of workers for so long. Raises: ClusterError when that is too long."""
+        ...
+
     def start(self) -> None:
         self.up = RAY.submit(self.connect)
 
@@ -91,11 +97,49 @@ class RayTrain(ABC):
         self.await_room(on_event)
         scratch = tempfile.mkdtemp(prefix="shoal-")  # Ray Train writes its own bookkeeping there; nothing of ours
         try:
-            mailbox = RAY.submit(_mailbox).result()
+            mailbox = RAY.submit(_mailbox, plan.hang_timeout_s).result()
             self.fit = RAY.submit(_fit, plan, mailbox, self.entry, self.profile, scratch)
-            return _follow(self.fit, mailbox, on_event, stop, plan.run_id, logs)
+            return self._follow(self.fit, mailbox, on_event, stop, plan.run_id, logs)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _follow(
+        self, fit: "Future[Result]", mailbox: Any, on_event: OnEvent, stop: threading.Event, run_id: str, logs: str
+    ) -> Result:
+        """Hand events on until the run is over; the main thread stays free for signals.
+
+        Raises: what a worker raised, if it was meant for a person; TrainingError for workers that died too often.
+        """
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+        from ray.train import TrainingFailedError
+
+        from shoal.backends.failures import ray_failed, unwrap
+
+        over = False
+        pids: dict[int, int] = {}
+        failure: Event | None = None
+        down_since: float | None = time.monotonic()
+        try:
+            while not over:
+                if down_since is not None:
+                    self.require_room(time.monotonic() - down_since)
+                over = bool(wait_for([fit], timeout=DRAIN_INTERVAL_S).done)
+                for event in ray.get(mailbox.drain.remote(stop.is_set())):
+                    pids = event.get("pids", pids)
+                    if event["kind"] == "failure":
+                        failure, down_since = event, time.monotonic()
+                    elif "pids" in event:
+                        down_since = None
+                    on_event(event)
+            ray.kill(mailbox)
+            return fit.result()
+        except TrainingFailedError as error:
+            raise unwrap(error, run_id, logs, pids, failure) from None
+        except RayTaskError:
+            raise  # a bug of ours
+        except RayError as error:
+            raise ray_failed(error, logs) from error
 
     def close(self) -> None:
         """Ray goes down. Its agents outlive it by a minute unless it goes in order, which takes a second or two.
@@ -159,6 +203,12 @@ class RayTrain(ABC):
             for one in running:
                 ray.cancel(one)
 
+    def everywhere(self, work: Callable[[int, int], Done], gpus: int = 0) -> list[Answer[Done]]:
+        self._logs()
+        from shoal.backends.nodes import everywhere
+
+        return everywhere(work, gpus)
+
 
 def set_environment(more: Mapping[str, str]) -> None:
     """What Ray reads when it is imported and started; afterwards the display alone speaks."""
@@ -191,7 +241,7 @@ def _shutdown() -> None:
     ray.shutdown()
 
 
-def _mailbox() -> Any:
+def _mailbox(hang_timeout_s: float) -> Any:
     """On the driver's own node: a driver that lives can be told, whatever becomes of the others."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -200,7 +250,7 @@ def _mailbox() -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    return ray.remote(Mailbox).options(**options).remote()
+    return ray.remote(Mailbox).options(**options).remote(hang_timeout_s)
 
 
 def _fit(plan: Plan, mailbox: Any, entry: Entry | None, profile: ClusterProfile, scratch: str) -> Result:
@@ -208,8 +258,9 @@ def _fit(plan: Plan, mailbox: Any, entry: Entry | None, profile: ClusterProfile,
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+    from shoal.backends.elastic import Resizes
     from shoal.backends.failures import Failures
-    from shoal.backends.ray_worker import work
+    from shoal.backends.ray_worker import SignalHandlers, work
 
     resources = profile.resources_per_worker
     environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(max(1, int(resources.cpu)))}
@@ -218,6 +269,9 @@ def _fit(plan: Plan, mailbox: Any, entry: Entry | None, profile: ClusterProfile,
     if profile.network_interface:
         environment |= {f"{library}_SOCKET_IFNAME": profile.network_interface for library in ("GLOO", "NCCL")}
     asked = profile.workers
+    callbacks: list[Any] = [Failures(mailbox, plan.max_failures, plan.max_preemptions), SignalHandlers()]
+    if isinstance(asked, WorkersSpec):
+        callbacks.append(Resizes(mailbox))
     trainer = DataParallelTrainer(
         work,
         train_loop_config={"plan": plan.model_dump_json(), "mailbox": mailbox, "entry": entry},
@@ -232,42 +286,16 @@ def _fit(plan: Plan, mailbox: Any, entry: Entry | None, profile: ClusterProfile,
         run_config=RunConfig(
             name=plan.run_id,
             storage_path=scratch,
-            failure_config=FailureConfig(max_failures=plan.max_failures, controller_failure_limit=2),
-            callbacks=[Failures(mailbox, plan.max_failures)],
+            failure_config=FailureConfig(
+                max_failures=plan.max_failures,
+                max_preemption_failures=plan.max_preemptions,
+                # groups that do not come up; on a cluster require_room says when to give up
+                controller_failure_limit=-1 if profile.kind == "ray" else max(2, plan.max_failures),
+            ),
+            callbacks=callbacks,
             worker_runtime_env={"env_vars": environment},
         ),
     )
     result = trainer.fit().return_value
     assert isinstance(result, Result), "rank 0 returned no result"
     return result
-
-
-def _follow(
-    fit: "Future[Result]", mailbox: Any, on_event: OnEvent, stop: threading.Event, run_id: str, logs: str
-) -> Result:
-    """Hand events on until the run is over; the main thread stays free for signals.
-
-    Raises: what a worker raised, if it was meant for a person; TrainingError for workers that died too often.
-    """
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-    from ray.train import TrainingFailedError
-
-    from shoal.backends.failures import ray_failed, unwrap
-
-    over = False
-    pids: dict[int, int] = {}
-    try:
-        while not over:
-            over = bool(wait_for([fit], timeout=DRAIN_INTERVAL_S).done)
-            for event in ray.get(mailbox.drain.remote(stop.is_set())):
-                pids = event.get("pids", pids)
-                on_event(event)
-        ray.kill(mailbox)
-        return fit.result()
-    except TrainingFailedError as error:
-        raise unwrap(error, run_id, logs, pids) from None
-    except RayTaskError:
-        raise  # a bug of ours
-    except RayError as error:
-        raise ray_failed(error, logs) from error

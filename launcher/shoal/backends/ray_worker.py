@@ -1,59 +1,151 @@
 """The worker's side of the local backend: one process of Ray Train's, from its start to its result."""
 
+import faulthandler
 import os
+import signal
+import socket
+import threading
 import traceback
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
+from ray.train.v2._internal.execution.callback import WorkerCallback
+
+from shoal.backends.watch import Beat, memory_in_use
 from shoal.errors import ShoalError
 from shoal.plan.types import Plan
-from shoal.train.world import Result, World
+from shoal.train.world import Directive, Preempted, Pulse, Result, World
 
 PROCESS_GROUP_TIMEOUT_S = 1800
+BEAT_S = 1.0
+STDERR = 2
+
+PULSE = Pulse()
+"""This process is one worker; a signal's handler, the heartbeat and the training thread share this."""
+
+
+class SignalHandlers(WorkerCallback):
+    """SIGTERM asks the worker to save and leave; sent once more, it leaves at once, as Ray has it.
+
+    Python lets only the main thread set handlers. Ray Train has that run its polls, the training function has a thread of
+    its own, and this hook is the one place that runs on the main thread before. SIGUSR2 writes all stacks to stderr.
+    """
+
+    def after_init_train_context(self) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        came = threading.Event()
+
+        def leave(number: int, frame: FrameType | None) -> None:
+            if came.is_set() and callable(before):
+                before(number, frame)
+            came.set()
+            PULSE.ask(Directive.YIELD, "SIGTERM")
+
+        signal.signal(signal.SIGTERM, leave)
+        faulthandler.register(signal.SIGUSR2, file=STDERR, all_threads=True)
 
 
 def work(config: dict[str, Any]) -> Result:
     """One worker's life, in a process of Ray's: join the others, run the plan."""
     import ray.train
+    from ray.exceptions import RayActorError
 
     from shoal.backends.inline import quiet
     from shoal.backends.mailbox import Reporter
 
     quiet()
     plan = Plan.model_validate_json(config["plan"])
-    context = ray.train.get_context()
+    context, mailbox = ray.train.get_context(), config["mailbox"]
+    rank, size, node_id = context.get_world_rank(), context.get_world_size(), ray.get_runtime_context().get_node_id()
+    joined = mailbox.join.remote(rank, size, os.getpid(), node_id)
     world = World(
         rank=context.get_world_rank(),
         size=context.get_world_size(),
         local_rank=context.get_local_rank(),
         local_size=context.get_local_world_size(),
+        node=socket.gethostname(),
+        pulse=PULSE,
+        earlier=tuple(ray.get(joined)),
     )
-    config["mailbox"].join.remote(world.rank, world.size, os.getpid())
-    report = Reporter(config["mailbox"])
+    report = Reporter(mailbox)
+    heart = Heart(world, mailbox)
+    heart.start()
     try:
-        _connect(world, plan.layout.device)
+        _connect(world, plan)
         entry = config["entry"]
         if entry is None:
             from shoal.train.entry import run as entry
         result = entry(plan, world, report)
         _disconnect(world)
         return result
+    except Preempted as left:
+        # Ray Train counts an actor that says so against max_preemption_failures.
+        raise RayActorError("", str(left), False, True) from None
     except ShoalError:
         raise
     except Exception as error:
         error.add_note(f"worker {world.rank} of {world.size}:\n{traceback.format_exc()}")
         raise
     finally:
+        heart.stop()
         report.flush()
 
 
-def _connect(world: World, device: str) -> None:
+class Heart(threading.Thread):
+    """Tells the mailbox where this rank is, about once a second, and hears there whether the rank should leave."""
+
+    def __init__(self, world: World, mailbox: Any) -> None:
+        super().__init__(name="heart", daemon=True)
+        self._world, self._mailbox = world, mailbox
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        sent: list[Any] = []
+        while not self._over.wait(BEAT_S):
+            sent.append(self._mailbox.beat.remote(self._beat()))
+            answered, sent = ray.wait(sent, num_returns=len(sent), timeout=0)
+            try:
+                asked_by = ray.get(answered[-1]) if answered else ""
+            except RayError:  # the mailbox is being started again
+                continue
+            if asked_by:
+                self._world.pulse.ask(Directive.YIELD, asked_by)
+
+    def stop(self) -> None:
+        """The last beat is sent, and the mailbox told that no other comes."""
+        self._over.set()
+        self._mailbox.beat.remote(self._beat())
+        self._mailbox.leave.remote(self._world.rank, os.getpid())
+
+    def _beat(self) -> Beat:
+        pulse = self._world.pulse
+        return Beat(
+            rank=self._world.rank,
+            node=self._world.node,
+            pid=os.getpid(),
+            phase=pulse.phase,
+            step=pulse.step,
+            marks=pulse.marks,
+            waiting=pulse.waiting,
+            still_s=pulse.still_s,
+            memory=memory_in_use(),
+            asked_by=pulse.asked_by,
+            attempt=pulse.attempt,
+        )
+
+
+def _connect(world: World, plan: Plan) -> None:
     """Bring the process group up. Rank 0's store picks a free port itself, so that no other process can take it."""
     import torch
     import torch.distributed as dist
     from ray.train.collective import broadcast_from_rank_zero
     from ray.util import get_node_ip_address
 
+    device = plan.layout.device
     if device == "cuda":
         torch.cuda.set_device(world.local_rank)
     if world.size == 1:
@@ -78,7 +170,7 @@ def _connect(world: World, device: str) -> None:
         store=store,
         rank=world.rank,
         world_size=world.size,
-        timeout=timedelta(seconds=PROCESS_GROUP_TIMEOUT_S),
+        timeout=timedelta(seconds=max(PROCESS_GROUP_TIMEOUT_S, 2 * plan.hang_timeout_s)),
     )
 
 

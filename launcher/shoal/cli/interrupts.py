@@ -20,7 +20,13 @@ class Interrupts:
         self._on_event = on_event
         self.run: str | None = None
         """The run that began to train."""
+        self._number = signal.SIGINT
         self._before: dict[int, Any] = {}
+
+    @property
+    def status(self) -> int:
+        """Exit status of a command that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self._number
 
     def on_event(self, event: Event) -> None:
         """Passes events on, and notices that training begins."""
@@ -37,6 +43,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._number = signal.Signals(number)
         if self.run is None or self.stop.is_set():
             raise KeyboardInterrupt
         self.stop.set()

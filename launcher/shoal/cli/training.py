@@ -21,8 +21,15 @@ if TYPE_CHECKING:
 
 NOT_BETTER = 9
 """Exit status of --expect-improvement."""
-INTERRUPTED = 130
 
+RunId = Annotated[
+    str | None,
+    typer.Option(
+        "--run-id",
+        metavar="ID",
+        help="Call the run so. Given once more, it goes on with that run, or says that it is finished.",
+    ),
+]
 Expect = Annotated[
     bool,
     typer.Option(
@@ -50,19 +57,27 @@ def plan(job: Job, on: On = None, set_: Set = None, as_json: Json = False) -> No
     console().print(table(made))
 
 
-def run(job: Job, on: On = None, set_: Set = None, expect_improvement: Expect = False, as_json: Json = False) -> None:
+def run(
+    job: Job,
+    on: On = None,
+    set_: Set = None,
+    run_id: RunId = None,
+    expect_improvement: Expect = False,
+    as_json: Json = False,
+) -> None:
     """Train a job as a new run: prepare the data, train, export, compare the export with what was trained.
 
     Example:  shoal run jobs/quickstart.yaml --on cluster/local.yaml
 
-    Ctrl-C once finishes the step, saves a checkpoint and leaves; `shoal resume` goes on from there.
+    Ctrl-C or SIGTERM once finishes the step, saves a checkpoint and leaves; `shoal resume` goes on from there.
+    With --run-id the very same command does, as often as a scheduler submits it.
     """
     from shoal import launch
 
     loaded, profile = load_both(job, set_, on)
 
     def begin(storage: "Storage", backend: "Backend", on_event: "OnEvent", stop: "threading.Event") -> "Outcome":
-        return launch.run(loaded, profile, storage, backend, on_event, stop)
+        return launch.run(loaded, profile, storage, backend, on_event, stop, run_id)
 
     _train(profile, begin, on, expect_improvement, as_json)
 
@@ -109,7 +124,7 @@ def _train(
         except KeyboardInterrupt:
             then = f"; go on with  shoal resume {interrupts.run}{options}" if interrupts.run else ""
             typer.echo(f"left at once{then}", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(interrupts.status) from None
         except StorageError as error:
             if interrupts.run is None:
                 raise
@@ -123,7 +138,7 @@ def _train(
         else:
             tell_ending(out, outcome.plan, result, options, outcome.ledger)
     if result.state != "finished":
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(interrupts.status)
     if expect_improvement and not _improved(result.base_loss, result.loss):
         told = (
             "no held-out loss was measured"

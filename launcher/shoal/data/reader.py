@@ -45,6 +45,8 @@ class StepBatch:
     tokens: int
     micro_batches: list[MicroBatch]
     """Equally many on every rank."""
+    samples: np.ndarray
+    """int64[n]: this rank's, micro-batch after micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Reader:
     def _finish(self, step: int, part: Part, request: Request) -> StepBatch:
         documents = iter(self.prepared.take(request))
         micro_batches = [MicroBatch([next(documents) for _ in range(count)]) for count in part.counts]
-        return StepBatch(step, self.order.locate(step).epoch, part.targets, part.tokens, micro_batches)
+        return StepBatch(step, self.order.locate(step).epoch, part.targets, part.tokens, micro_batches, part.samples)
 
 
 class Validation:

@@ -83,6 +83,8 @@ def plan(job: JobSpec, profile: ClusterProfile, facts: Facts, run_id: str) -> Pl
         self_check=job.train.self_check,
         prompts=tuple(job.prompts),
         max_failures=profile.max_failures,
+        max_preemptions=profile.max_preemptions,
+        hang_timeout_s=profile.hang_timeout_s,
         notes=tuple(_notes(job, facts, trajectory, placed, forward_rows)),
     )
 
@@ -123,6 +125,7 @@ def _trajectory(job: JobSpec, facts: Facts, dtype: str) -> Trajectory:
         eval_steps=job.train.eval_steps,
         early_stopping_patience=job.train.early_stopping_patience,
         load_best_model_at_end=job.train.load_best_model_at_end,
+        on_nan=job.train.on_nan,
     )
 
 

@@ -134,6 +134,7 @@ class Trajectory(Frozen):
     """None: at the start and at the end of each epoch."""
     early_stopping_patience: int | None
     load_best_model_at_end: bool
+    on_nan: Literal["stop", "skip"]
 
 
 class Layout(Frozen):
@@ -188,6 +189,8 @@ class Plan(Frozen):
     self_check: bool
     prompts: tuple[str, ...]
     max_failures: int
+    max_preemptions: int
+    hang_timeout_s: float
     notes: tuple[str, ...]
     """What a person should know: what an uneven deal wastes, what the layout may move, what was guessed."""
 

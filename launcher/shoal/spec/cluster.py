@@ -91,6 +91,10 @@ class ClusterProfile(Frozen):
     """What each worker takes."""
     max_failures: int = Field(default=3, ge=0)
     """Times the worker group is started again after a failure that is not the user's."""
+    max_preemptions: int = Field(default=100, ge=0)
+    """Times it is started again because a worker was asked to leave, or its node was drained."""
+    hang_timeout_s: float = Field(default=600, gt=0)
+    """Seconds without progress after which a worker is killed and its group started again; loading and export have more."""
     storage: StorageSpec = StorageSpec()
     """Where files lie."""
 

@@ -112,6 +112,8 @@ class TrainSpec(Frozen):
     """Stop after so many evaluations without a better validation loss."""
     load_best_model_at_end: bool = False
     """Export the checkpoint with the best validation loss rather than the last."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What an infinite or undefined loss or gradient does: end the run, the batch kept for replay, or skip the step."""
     logging_steps: int = Field(default=1, ge=1)
     """Write metrics every so many steps."""
     self_check: bool = True

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -27,6 +27,22 @@ BUILT_IN = {
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     """The job at `path` with `a.b=value` overrides. Raises SpecError that names every mistake."""
     return parse_job(_read(path, "job"), str(path), overrides)
+
+
+def require_same(run_id: str, then: JobSpec, now: JobSpec) -> None:
+    """SpecError that names every field in which a job differs from the one that a run was made from."""
+    before, after = _leaves(then), _leaves(now)
+    differing = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    if differing:
+        fix = "put these fields back, or give the new run an id of its own"
+        raise SpecError(
+            Problem(f"--run-id {run_id}", "that run was made from another job", fix),
+            *(Problem(name, f"{after.get(name)!r} now, {before.get(name)!r} in the run") for name in differing),
+        )
+
+
+def _leaves(spec: Frozen) -> dict[str, Any]:
+    return {".".join(map(str, path)): value for path, value in leaves(spec.model_dump(mode="json"))}
 
 
 def parse_job(text: str | bytes, source: str, overrides: Sequence[str] = ()) -> JobSpec:

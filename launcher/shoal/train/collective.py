@@ -18,7 +18,8 @@ def exchange(world: World, value: T) -> list[T]:
     import torch.distributed as dist
 
     values: list[Any] = [None] * world.size
-    dist.all_gather_object(values, value, group=_patient_group(dist.group.WORLD))
+    with world.pulse.collective():
+        dist.all_gather_object(values, value, group=_patient_group(dist.group.WORLD))
     return values
 
 

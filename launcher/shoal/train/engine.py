@@ -109,8 +109,21 @@ class Engine:
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if self._zero else self._norm
         if norm is not None and not math.isfinite(float(norm)):
-            raise NotANumber(float(norm))  # ZeRO skips such an update by itself
+            raise NotANumber(float(norm))  # ZeRO skips such an update by itself, and _clip has it skipped without ZeRO
         return None if norm is None else float(norm)
+
+    def discard(self) -> None:
+        """Forgets the gradient accumulated since the last step; weights and moments stay as they are."""
+        if not self._zero:
+            self._engine.zero_grad()
+            return
+        # ZeRO clears what it has gathered when it finds an overflow, which it is told of at this one place.
+        optimizer: Any = self._engine.optimizer
+        optimizer._update_scale = lambda _: setattr(optimizer, "overflow", True)
+        try:
+            self._engine.step()
+        finally:
+            del optimizer._update_scale
 
     def names(self) -> list[str]:
         """Trainable parameters, as the model names them."""
@@ -153,11 +166,11 @@ class Engine:
             state["step"] = torch.tensor(float(step))
 
     def _clip(self, *_: object) -> None:
-        """Before AdamW moves anything: a gradient that is no number goes no further."""
+        """Before AdamW moves anything: a gradient that is no number goes, and AdamW leaves alone what has none."""
         limit = self._engine.gradient_clipping() or float("inf")
         self._norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit))
         if not math.isfinite(self._norm):
-            raise NotANumber(self._norm)
+            self._engine.zero_grad()
 
     def _make_moments(self) -> None:
         """AdamW would make its state at the first step, when a resume is too late, and DeepSpeed would link only the

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from shoal.plan.types import Plan
 from shoal.rows.template import Encoded
 from shoal.runs import RunFolder
 from shoal.storage import Storage
-from shoal.train import checkpoint, selfcheck
+from shoal.train import checkpoint, replay, selfcheck
 from shoal.train.collective import from_main
 from shoal.train.engine import Engine, place
 from shoal.train.export import export
@@ -32,7 +32,7 @@ from shoal.train.loop import Loop, Save, evaluate
 from shoal.train.manifest import Manifest, Progress
 from shoal.train.model import build, load_base
 from shoal.train.voice import Voice
-from shoal.train.world import Directive, Report, Result, World
+from shoal.train.world import Directive, Preempted, Report, Result, World
 
 OUT_OF_MEMORY = "lower train.micro_batch_size, set train.gradient_checkpointing, or raise deepspeed.stage"
 PROBE_ROWS = 3
@@ -50,7 +50,11 @@ def run(plan: Plan, world: World, report: Report) -> Result:
         keep_memory()
     plan = plan.model_copy(update={"layout": resized(plan.layout, plan.trajectory.batch_size, world.size)})
     plain = Storage(plan.storage.s3)
-    voice = Voice(report, Journal(plan, RunFolder(plain, plan.storage.run), plain) if world.is_main else None)
+    journal = Journal(plan, RunFolder(plain, plan.storage.run), plain) if world.is_main else None
+    if journal is not None:
+        world.pulse.attempt = journal.attempt
+        journal.catch_up(world.earlier)
+    voice = Voice(report, journal, world.pulse)
     storage = Storage(plan.storage.s3, voice.fault)
     folder = RunFolder(storage, plan.storage.run)
     try:
@@ -78,8 +82,11 @@ class Worker:
 
     def run(self) -> Result:
         loop = self.load()
-        if loop.run() == Directive.STOP:
+        ended = loop.run()
+        if ended == Directive.STOP:
             return _result(loop, "stopped")
+        if ended == Directive.YIELD:
+            raise Preempted(f"left at step {loop.progress.step}, which is saved")
         return self._finish(loop)
 
     def load(self) -> Loop:
@@ -106,7 +113,8 @@ class Worker:
             self._check(model, prepared, order)
         engine = Engine(model, plan.layout, plan.trajectory.optimizer, world)
         progress = self._restore(engine, manifest) if manifest else START
-        return Loop(plan, world, engine, prepared, order, reader, self.voice, self.save_with(engine), progress)
+        keep = partial(replay.keep, prepared=prepared, folder=self.folder, storage=self.storage, world=world)
+        return Loop(plan, world, engine, prepared, order, reader, self.voice, self.save_with(engine), keep, progress)
 
     @cached_property
     def base(self) -> Path:
@@ -255,6 +263,7 @@ def _result(
         base_loss=loop.progress.base_loss,
         loss=loop.validation_loss,
         train_loss=loop.train_loss,
+        skipped=loop.progress.skipped,
         export=export,
         gate=gate,
         answers=told or [],

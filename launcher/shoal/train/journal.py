@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ SCALARS = {
 
 
 class Journal:
-    """One attempt's journal. All methods are called from the training thread; close it at the end.
+    """One attempt's journal. All methods are called from the training thread, `flush` from any; close it at the end.
 
     Earlier metrics stay as they are until the first row of this attempt, or until `resume`, whichever comes first.
     """
@@ -74,6 +74,13 @@ class Journal:
         """Keep earlier metrics up to `step`, and drop what lies beyond: the run goes on from there."""
         with self._rows_lock, self._on_disk():
             self._begin(step)
+
+    def catch_up(self, events: Iterable[Event]) -> None:
+        """Write down what an earlier attempt had no time for; what stands there already is known by its kind and time."""
+        known = {(row["kind"], row["time"]) for row in self._earlier[self._events]}
+        for event in events:
+            if (event["kind"], event["time"]) not in known:
+                self.record(event)
 
     def record(self, event: Event) -> None:
         """Write one event with the time and the attempt: step and eval rows as metrics, everything else as events.

@@ -10,20 +10,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import distributed
 
 from shoal.data.order import Order
 from shoal.data.prepared import Prepared
 from shoal.data.reader import Reader, StepBatch
-from shoal.errors import Problem, TrainingError
 from shoal.plan.types import Plan
 from shoal.tasks import causal_lm
-from shoal.train import schedule
+from shoal.train import replay, schedule
 from shoal.train.collective import exchange
 from shoal.train.engine import Engine, NotANumber
 from shoal.train.manifest import Best, Progress
+from shoal.train.replay import Keep, NonFinite
 from shoal.train.world import Directive, Event, World
 
 Item = TypeVar("Item")
@@ -49,6 +48,10 @@ class Save(Protocol):
     def __call__(self, progress: Progress) -> None: ...
 
 
+WISHES = (Directive.SAVE, Directive.YIELD, Directive.STOP)
+"""What a rank may ask of all, the strongest last."""
+
+
 @dataclass
 class Loop:
     """What training one plan on one rank needs; `progress` is where it stands."""
@@ -61,6 +64,7 @@ class Loop:
     reader: Reader
     voice: Voice
     save: Save
+    keep: Keep
     progress: Progress
     validation_loss: float | None = None
     """Of the newest evaluation, in nats per target."""
@@ -73,7 +77,7 @@ class Loop:
         return self.order.steps(self.plan.trajectory.num_train_epochs, self.plan.trajectory.max_steps)
 
     def run(self) -> Directive:
-        """Trains from `progress` to the end; CONTINUE when the run is complete, STOP when it left early on request."""
+        """Trains from `progress` to the end; CONTINUE when the run is complete, STOP or YIELD when it left early."""
         rates = schedule.learning_rates(self.plan.trajectory.optimizer, self.steps)
         if self.progress.step == 0:
             self._evaluate()
@@ -90,10 +94,11 @@ class Loop:
                 self.save(self.progress)
                 self.voice.wish = Directive.CONTINUE
                 self._clock.start()
-            if wish == Directive.STOP and not last:
-                return Directive.STOP
+            if wish in (Directive.STOP, Directive.YIELD) and not last:
+                return wish
             if last:
                 break
+            self.world.pulse.mark("waiting for data")
         return Directive.CONTINUE
 
     def _step(self, batch: StepBatch, learning_rate: float) -> Directive:
@@ -101,22 +106,27 @@ class Loop:
         trajectory = self.plan.trajectory
         torch.manual_seed(_mixed(trajectory.seed, batch.step, self.world.rank))
         self.engine.train()
+        losses: list[torch.Tensor] = []
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         if batch.targets:
             for micro in batch.micro_batches:
-                total += self.engine.accumulate(causal_lm.collate(micro.documents, self.engine.device), batch.targets)
+                self.world.pulse.mark("computing")
+                documents = causal_lm.collate(micro.documents, self.engine.device)
+                losses.append(self.engine.accumulate(documents, batch.targets))
+                total += losses[-1]
         loss, cpu_seconds, data_seconds, wish = self._agree(float(total))
-        if not math.isfinite(loss):
-            raise TrainingError(self._not_a_number(batch.step, "loss", loss))
-        if batch.targets:
-            try:
-                norm = self.engine.step(learning_rate)
-            except NotANumber as error:
-                raise TrainingError(self._not_a_number(batch.step, "gradient", error.args[0])) from None
+        norm, moved = None, False
+        try:
+            if batch.targets:
+                norm, moved = self._update(loss, learning_rate), True
+        except NonFinite as error:
+            self._skip(error, batch, losses)
+        if moved:
             self.train_loss = loss / batch.targets
+            self.progress = self.progress.model_copy(update={"skipped_in_a_row": 0})
         else:
-            norm = None
             self.engine.set_step(batch.step)
+        self.world.pulse.mark(step=batch.step)
         seconds = self._clock.lap()
         cursor = self.order.locate(batch.step + 1)
         self.progress = self.progress.model_copy(
@@ -134,7 +144,7 @@ class Loop:
                 "step": batch.step,
                 "steps": self.steps,
                 "epoch": batch.epoch,
-                "loss": self.train_loss if batch.targets else None,
+                "loss": self.train_loss if moved else None,
                 "learning_rate": learning_rate,
                 "grad_norm": norm,
                 "tokens": batch.tokens,
@@ -151,20 +161,21 @@ class Loop:
     def _agree(self, loss_sum: float) -> tuple[float, float, float, Directive]:
         """The step's global loss sum, the CPU seconds of all workers, the longest wait of any for its data, the strongest
         wish of any."""
-        wish = self.voice.wish
+        wish = max(self.voice.wish, self.world.pulse.wish, key=lambda one: one.value)
         waits = [0.0] * self.world.size  # each rank fills its own place, for a sum is all that is reduced
         waits[self.world.rank] = self._clock.wait_lap()
-        asked = [wish == Directive.SAVE, wish == Directive.STOP, self.voice.waiting]
+        asked = [*(wish == one for one in WISHES), self.voice.waiting]
         numbers = torch.tensor(
             [loss_sum, self._clock.cpu_lap(), *asked, *waits], dtype=torch.float64, device=self.engine.device
         )
         if self.world.size > 1:
-            distributed.all_reduce(numbers)
-        loss, cpu_seconds, save, stop, faults, *waits = numbers.tolist()
+            with self.world.pulse.collective():
+                distributed.all_reduce(numbers)
+        loss, cpu_seconds, save, leave, stop, faults, *waits = numbers.tolist()
         if faults:
             self.tell_faults()
-        agreed = Directive.STOP if stop else Directive.SAVE if save else Directive.CONTINUE
-        return loss, cpu_seconds, max(waits), agreed
+        agreed = [one for one, asked in zip(WISHES, (save, leave, stop), strict=True) if asked]
+        return loss, cpu_seconds, max(waits), agreed[-1] if agreed else Directive.CONTINUE
 
     def tell_faults(self) -> None:
         """Every rank's faults of the store reach rank 0's journal. All ranks call this together."""
@@ -172,14 +183,26 @@ class Loop:
             for event in faults:
                 self.voice.tell({**event, "rank": rank})
 
-    def _not_a_number(self, step: int, what: str, value: float) -> Problem:
-        samples = np.concatenate(self.order.batch(self.order.locate(step)))
-        shown = ", ".join(self.prepared.sample_id(int(sample)) for sample in samples[:8])
-        return Problem(
-            f"step {step}",
-            f"the {what} of the global batch is {value}; the weights were not touched",
-            f"lower optimizer.learning_rate, or look at its {len(samples)} samples: {shown} ...",
+    def _update(self, loss: float, learning_rate: float) -> float | None:
+        """Moves the weights; the gradient's norm. Raises NonFinite on every rank alike, with the weights as they were."""
+        if not math.isfinite(loss):
+            self.engine.discard()
+            raise NonFinite("loss", loss)
+        try:
+            return self.engine.step(learning_rate)
+        except NotANumber as error:
+            raise NonFinite("gradient", error.args[0]) from None
+
+    def _skip(self, error: NonFinite, batch: StepBatch, losses: list[torch.Tensor]) -> None:
+        """Leaves the step out, or ends the run with its batch kept, as `train.on_nan` says."""
+        before = self.progress.skipped_in_a_row
+        if self.plan.trajectory.on_nan == "stop" or before == replay.MAX_IN_A_ROW:
+            kept = self.keep(error, batch, [float(loss) for loss in losses])
+            raise replay.refusal(error, batch.step, self.order, self.prepared, kept, before)
+        self.progress = self.progress.model_copy(
+            update={"skipped": self.progress.skipped + 1, "skipped_in_a_row": before + 1}
         )
+        self.voice.tell(replay.skipped(error, batch, self.progress, self.order, self.prepared))
 
     def _evaluation_due(self) -> bool:
         step, every = self.progress.step, self.plan.trajectory.eval_steps
@@ -228,12 +251,14 @@ def evaluate(engine: Engine, reader: Reader, world: World) -> tuple[float, int]:
     engine.eval()
     total, targets = 0.0, 0
     for micro in reader.validation():
+        world.pulse.mark("evaluating")
         batch = causal_lm.collate(micro.documents, engine.device)
         total += float(engine.loss_sum(batch))
         targets += len(batch.labels)
     sums = torch.tensor([total, targets], dtype=torch.float64, device=engine.device)
     if world.size > 1:
-        distributed.all_reduce(sums)
+        with world.pulse.collective():
+            distributed.all_reduce(sums)
     engine.train()
     return float(sums[0] / sums[1]), int(sums[1])
 

@@ -50,6 +50,10 @@ class Progress(Frozen):
     evaluations_without_improvement: int = 0
     base_loss: float | None = None
     """Validation loss before the first step."""
+    skipped: int = 0
+    """Steps that were left out because their loss or gradient was no number."""
+    skipped_in_a_row: int = 0
+    """Of these, the newest ones without a good step since."""
 
 
 class Manifest(Progress):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from shoal.storage import Fault
 from shoal.train.journal import Journal
-from shoal.train.world import Directive, Event, Report
+from shoal.train.world import Directive, Event, Pulse, Report
 
 SUMMED = ("seconds", "data_seconds")
 """Of steps that are not written down, these live on in the row of the next that is."""
@@ -14,7 +14,8 @@ SUMMED = ("seconds", "data_seconds")
 class Voice:
     """Rank 0's events go to the journal and to whoever reports; the strongest answer is remembered until it is obeyed."""
 
-    def __init__(self, report: Report, journal: Journal | None):
+    def __init__(self, report: Report, journal: Journal | None, pulse: Pulse):
+        self.pulse = pulse
         self.wish = Directive.CONTINUE
         self._report, self._journal = report, journal
         self._faults: deque[Event] = deque()
@@ -25,6 +26,8 @@ class Voice:
 
         The last step before anything else is written in any case: what a save, a failure or a stop divides is whole.
         """
+        if event["kind"] == "phase":
+            self.pulse.mark(event["phase"])
         if self._journal is None:
             return
         if not record:
