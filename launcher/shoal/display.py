@@ -25,6 +25,8 @@ TOLD_FAULTS = frozenset(10**power for power in range(9))
 """Of many faults of the store these are told: the first, the tenth, the hundredth."""
 SMALL_SHARE = 0.005
 """A part of the wall time below this is not told at the end of a run; `shoal report` tells all."""
+LONG_WAIT_S = 0.1
+"""A save that waits for the one before is told of from here on."""
 SMOOTHING = 0.2
 """Weight of the newest step in the average that the remaining time is told from."""
 
@@ -165,7 +167,7 @@ def record(event: Event, state: State) -> str | None:
             what = "before the first step" if event["step"] == 0 else f"after step {event['step']}"
             return f"held-out loss {what}: {event['loss']:.4f} (perplexity {event['perplexity']:.2f})"
         case "checkpoint":
-            return f"checkpoint of step {event['step']} ({size(event['bytes'])}, {event['seconds']:.1f} s)"
+            return checkpoint_words(event)
         case "export":
             return f"export {gate_words(event)}"
         case "failure":
@@ -178,6 +180,14 @@ def record(event: Event, state: State) -> str | None:
             return f"store: {event['what']} ({event['url']}); {state.faults:,} such so far, all are in events.jsonl"
         case _:
             return None
+
+
+def checkpoint_words(event: Event) -> str:
+    stall = f"training stood still for {event['stall_seconds']:.2f} s"
+    if event["waited_seconds"] >= LONG_WAIT_S:
+        stall += f", {event['waited_seconds']:.1f} s of it until the one before was uploaded"
+    uploaded = f"uploaded in {event['upload_seconds']:.1f} s"
+    return f"checkpoint of step {event['step']} ({size(event['bytes'])}, {stall}, {uploaded})"
 
 
 def step_line(state: State) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from stand_in import StandIn, make_plan, tiny_llama
+from stand_in import Heard, StandIn, make_plan, tiny_llama
 
 from shoal.runs import RunFolder
 from shoal.storage import Storage
-from shoal.train import checkpoint
+from shoal.train import checkpoint, parts
 from shoal.train.manifest import Progress
+from shoal.train.saving import Saver
 from shoal.train.world import World
 
 action, root = sys.argv[1], Path(sys.argv[2])
@@ -28,13 +29,18 @@ if action == "save":
     engine = StandIn(tiny_llama())
     engine.train(2)
     held = []
-    written = checkpoint._write_part
-    checkpoint._write_part = lambda tensors, path: (
-        held.append(sum(t.nbytes for t in tensors.values())),
-        written(tensors, path),
-    )[1]
+    write = parts.LocalPart.write
+
+    def counted(part: parts.LocalPart) -> None:
+        held.append(sum(tensor.nbytes for tensor in (part.tensors or {}).values()))
+        write(part)
+
+    parts.LocalPart.write = counted
     progress = Progress(step=int(sys.argv[3]), epoch=0, batch=1, tokens=7, seconds=1.0)
-    manifest = checkpoint.save(engine, plan, progress, folder, storage, world)
+    saver = Saver(engine, plan, folder, storage, world, Heard(), progress)
+    saver.save(progress)
+    manifest = saver.finish()
+    assert manifest is not None
     total = sum(t.nbytes for t in engine.states().values())
     assert sum(held) < total * 0.6 if size > 1 else sum(held) == total, (held, total)
     assert len(manifest.parts) >= 2 * size

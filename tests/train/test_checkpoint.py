@@ -2,6 +2,8 @@
 
 import pickle
 import resource
+import threading
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
@@ -9,15 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import run_ranks
-from stand_in import StandIn, make_plan, tiny_llama
+from safetensors import safe_open
+from stand_in import Heard, StandIn, make_plan, tiny_llama
 
 from shoal.errors import ModelError, SpecError, StorageError
 from shoal.runs import RunFolder
 from shoal.spec.cluster import S3Spec
 from shoal.storage import Storage
-from shoal.train import checkpoint
-from shoal.train.checkpoint import deal
+from shoal.train import checkpoint, saving, upload
+from shoal.train.checkpoint import cut, deal
 from shoal.train.manifest import Best, Manifest, Progress, doomed, require_resumable
+from shoal.train.saving import Saver
 from shoal.train.world import World
 
 WORKER = Path(__file__).parent / "checkpoint_worker.py"
@@ -38,8 +42,18 @@ def engine() -> StandIn:
     return StandIn(tiny_llama())
 
 
-def save(engine: StandIn, tmp_path: Path, folder: RunFolder, storage: Storage, step: int) -> Manifest:
-    return checkpoint.save(engine, make_plan(tmp_path, method="full"), at_step(step), folder, storage, World())
+def save(
+    engine: StandIn, tmp_path: Path, folder: RunFolder, storage: Storage, step: int | Progress, keep: int = 100
+) -> Manifest:
+    """A save that is waited for."""
+    plan = make_plan(tmp_path, method="full")
+    plan = plan.model_copy(update={"checkpoint": plan.checkpoint.model_copy(update={"keep": keep})})
+    progress = at_step(step) if isinstance(step, int) else step
+    saver = Saver(engine, plan, folder, storage, World(), Heard(), progress)
+    saver.save(progress)
+    manifest = saver.finish()
+    assert manifest is not None
+    return manifest
 
 
 def at_step(step: int, **fields: object) -> Progress:
@@ -63,7 +77,7 @@ def test_saved_again_the_standing_checkpoint_is_kept(
     before = {path.name: path.stat().st_mtime_ns for path in files(tmp_path, folder, 1) if "part" in path.name}
     better = at_step(1, best=Best(step=1, loss=2.0))
     other = StandIn(tiny_llama(seed=5))
-    manifest = checkpoint.save(other, make_plan(tmp_path, method="full"), better, folder, storage, World())
+    manifest = save(other, tmp_path, folder, storage, better)
     assert {path.name: path.stat().st_mtime_ns for path in files(tmp_path, folder, 1) if "part" in path.name} == before
     assert manifest.best == Best(step=1, loss=2.0)
     assert checkpoint.newest(storage, folder) == manifest
@@ -131,14 +145,14 @@ def test_two_writers_of_one_step_never_mix(
 ):
     """A second group that did not notice the first one writes the same step: the first manifest stands, whole."""
     other = StandIn(tiny_llama(seed=3))
-    publish = checkpoint.publish
+    publish = upload.publish
 
     def beaten(*arguments: object) -> Manifest:
-        monkeypatch.setattr(checkpoint, "publish", publish)
+        monkeypatch.setattr(upload, "publish", publish)
         save(other, tmp_path, folder, storage, 1)
         return publish(*arguments)
 
-    monkeypatch.setattr(checkpoint, "publish", beaten)
+    monkeypatch.setattr(upload, "publish", beaten)
     manifest = save(engine, tmp_path, folder, storage, 1)
     assert checkpoint.newest(storage, folder) == manifest
     fresh = StandIn(tiny_llama(seed=8))
@@ -196,6 +210,82 @@ def test_dealing_is_even(sizes: list[int], workers: int):
     loads = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(workers)]
     assert len(owners) == len(sizes) and set(owners) <= set(range(workers))
     assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.sets(st.integers(0, 3))), max_size=30))
+def test_dealing_keeps_to_those_who_hold_it(dealt: list[tuple[int, set[int]]]):
+    owners = deal([size for size, _ in dealt], 4, [holders for _, holders in dealt])
+    assert all(not holders or owner in holders for owner, (_, holders) in zip(owners, dealt, strict=True))
+
+
+@given(st.lists(st.integers(1, 100), max_size=30), st.integers(1, 300))
+def test_parts_are_filled_in_order(sizes: list[int], limit: int):
+    counts = cut(sizes, limit)
+    assert sum(counts) == len(sizes) and 0 not in counts
+    ends = list(accumulate(counts, initial=0))
+    filled = [sum(sizes[start:end]) for start, end in pairwise(ends)]
+    assert all(part >= limit for part in filled[:-1])
+    assert all(part - sizes[end - 1] < limit for part, end in zip(filled, ends[1:], strict=True))
+
+
+@pytest.mark.parametrize("room", [0, 150_000, 10**9])
+def test_what_is_saved_is_what_was_there_when_training_stood_still(
+    tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn, monkeypatch: pytest.MonkeyPatch, room: int
+):
+    """With room in memory for none, some or all of the parts, and training that goes on before any is uploaded."""
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 100_000)
+    monkeypatch.setattr(saving, "memory_room", lambda ranks: room)
+    gate, upload_one = threading.Event(), storage.upload
+    monkeypatch.setattr(storage, "upload", lambda *given: (gate.wait(60), upload_one(*given)))
+    saver = Saver(engine, make_plan(tmp_path, method="full"), folder, storage, World(), Heard(), at_step(0))
+    engine.train(1)
+    then = engine.states()
+    saver.save(at_step(1))
+    engine.train(2)
+    assert checkpoint.newest(storage, folder) is None
+    gate.set()
+    manifest = saver.finish()
+    assert manifest is not None and len(manifest.parts) > 3
+    fresh = StandIn(tiny_llama(seed=8))
+    checkpoint.load(fresh, manifest, make_plan(tmp_path), folder, storage, World())
+    assert all(torch.equal(tensor, then[key]) for key, tensor in fresh.states().items())
+    assert not all(torch.equal(tensor, then[key]) for key, tensor in engine.states().items())
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_an_adapter_is_saved_without_its_base(tmp_path: Path, folder: RunFolder, storage: Storage):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules="all-linear"))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    manifest = save(StandIn(model), tmp_path, folder, storage, 1)
+    with safe_open(folder.checkpoint(1) + manifest.parts[0].file, framework="pt") as part:
+        names = list(part.keys())
+    assert names and all("lora_" in name for name in names)
+    header = 200 * len(names)
+    assert 12 * trained < manifest.bytes < 12 * trained + header
+    assert 12 * trained + header < 4 * sum(p.numel() for p in model.parameters())
+
+
+def test_old_ones_go_when_the_new_one_stands_and_not_before(
+    tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    for step in (1, 2, 3):
+        save(engine, tmp_path, folder, storage, step, keep=1)
+        assert steps_there(folder) == {step}
+    gate, upload_one = threading.Event(), storage.upload
+    monkeypatch.setattr(storage, "upload", lambda *given: (upload_one(*given), gate.wait(60)))
+    plan = make_plan(tmp_path, method="full")
+    saver = Saver(engine, plan, folder, storage, World(), Heard(), at_step(3))
+    saver.save(at_step(4))
+    assert checkpoint.retain(storage, folder, keep=1) == []
+    gate.set()
+    saver.finish()
+    assert steps_there(folder) == {3, 4}, "keep is 2 in this plan"
+
+
+def steps_there(folder: RunFolder) -> set[int]:
+    return {int(path.name) for path in Path(folder.checkpoints).iterdir()}
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, folder: RunFolder, storage: Storage, engine: StandIn):

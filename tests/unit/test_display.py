@@ -98,11 +98,15 @@ def test_notes_and_figures_are_told_word_by_word_whatever_they_contain() -> None
     lines = Lines(out)
     lines.on_event({"kind": "note", "message": "worker 1 died [red]; starting again from the newest checkpoint"})
     lines.on_event({"kind": "eval", "step": 0, "loss": 3.0, "perplexity": 20.085, "targets": 5})
-    lines.on_event({"kind": "checkpoint", "step": 5, "seconds": 1.25, "bytes": 12_300_000})
+    saved = {"kind": "checkpoint", "bytes": 12_300_000, "stall_seconds": 0.25, "upload_seconds": 3.0}
+    lines.on_event({**saved, "step": 5, "waited_seconds": 0.0})
+    lines.on_event({**saved, "step": 6, "stall_seconds": 2.5, "waited_seconds": 2.25})
     assert [line[9:] for line in written(out).splitlines()] == [
         "worker 1 died [red]; starting again from the newest checkpoint",
         "held-out loss before the first step: 3.0000 (perplexity 20.09)",
-        "checkpoint of step 5 (12.3 MB, 1.2 s)",
+        "checkpoint of step 5 (12.3 MB, training stood still for 0.25 s, uploaded in 3.0 s)",
+        "checkpoint of step 6 (12.3 MB, training stood still for 2.50 s, 2.2 s of it until the one before was uploaded, "
+        "uploaded in 3.0 s)",
     ]
 
 

@@ -163,12 +163,13 @@ def test_a_union_says_one_sentence_at_the_place_inside():
         ("train: {batchsize: 3}", "did you mean `train.batch_size`?"),
         ("train: {lora_alpha: 3}", "write `lora.lora_alpha`"),
         ("train.seed: 3", "write `seed` inside `train`"),
-        ("checkpoint: {zzz: 3}", "its fields are every_steps, keep"),
+        ("checkpoint: {zzz: 3}", "its fields are every_steps, mean_time_between_failures_h, keep"),
         ("deepspeed: ds_config.json", "under deepspeed.config"),
         ("optimizer: adamw_torch", "the optimizer is AdamW"),
         ("train: {max_steps: -1}", "train.num_train_epochs ends the run"),
         ("train: {dtype: bfloat16}", "write `bf16`"),
         ("lora:", "is given without a value"),
+        ("checkpoint: {every_steps: often}", "allowed: `auto`, or a whole number from 1"),
     ],
 )
 def test_the_nearest_field_is_named(line: str, answer: str):

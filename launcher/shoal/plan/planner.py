@@ -77,7 +77,7 @@ def plan(job: JobSpec, profile: ClusterProfile, facts: Facts, run_id: str) -> Pl
             cache_bytes=round(profile.storage.cache_gib * 2**30),
             s3=profile.storage.s3,
         ),
-        checkpoint=CheckpointPlan(every_steps=job.checkpoint.every_steps, keep=job.checkpoint.keep),
+        checkpoint=CheckpointPlan(**job.checkpoint.model_dump()),
         merge=job.export.merge,
         logging_steps=job.train.logging_steps,
         self_check=job.train.self_check,

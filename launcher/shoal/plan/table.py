@@ -86,7 +86,11 @@ def _training(plan: Plan) -> Rows:
         patience = trajectory.early_stopping_patience
         best = ", the best is exported" if trajectory.load_best_model_at_end else ""
         yield "evaluation", every + (f", stops after {patience} without a better loss" if patience else "") + best
-    yield "checkpoints", f"every {plan.checkpoint.every_steps} steps, the newest {plan.checkpoint.keep} are kept"
+    saved = plan.checkpoint
+    every = f"every {saved.every_steps} steps"
+    if saved.every_steps == "auto":
+        every = f"as often as pays with a failure every {saved.mean_time_between_failures_h:g} h"
+    yield "checkpoints", f"{every}, the newest {saved.keep} are kept"
 
 
 def _layout(plan: Plan) -> Rows:

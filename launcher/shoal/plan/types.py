@@ -171,8 +171,11 @@ class StoragePlan(Frozen):
 
 
 class CheckpointPlan(Frozen):
-    every_steps: int
+    every_steps: int | Literal["auto"]
+    """`auto`: decided anew at each save, from what it cost."""
     keep: int
+    mean_time_between_failures_h: float = 24.0
+    """Hours; counts for `auto` alone."""
 
 
 class Plan(Frozen):

@@ -153,8 +153,11 @@ class DeepSpeedSpec(Frozen):
 
 
 class CheckpointSpec(Frozen):
-    every_steps: int = Field(default=200, ge=1)
-    """Steps between checkpoints; one is always written at the end."""
+    every_steps: Literal["auto"] | Annotated[int, Field(ge=1)] = 200
+    """Steps between checkpoints, or `auto`: what loses least, by the measured cost of a save; one is always written at
+    the end."""
+    mean_time_between_failures_h: float = Field(default=24, gt=0)
+    """Hours that all workers together run before one fails, for `auto`; spot machines: a few, one own machine: hundreds."""
     keep: int = Field(default=3, ge=1)
     """Newest checkpoints to keep; the best one is kept besides."""
 

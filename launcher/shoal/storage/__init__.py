@@ -6,6 +6,7 @@ Every failure is a StorageError of one line.
 import os
 import re
 from collections.abc import Callable, Sequence
+from copy import copy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO
@@ -52,6 +53,13 @@ class Storage:
             self._remote: LocalFiles | S3Objects = LocalFiles("s3://", f"{store.folder_of(self.s3)}/objects/")
         else:
             self._remote = S3Objects(self.s3, on_fault)
+
+    def patient(self, seconds: float) -> "Storage":
+        """This storage for work that nobody waits for: a store that is away is asked again for so long."""
+        other = copy(self)
+        if isinstance(self._remote, S3Objects):
+            other._remote = self._remote.patient(seconds)
+        return other
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "on_fault": None}

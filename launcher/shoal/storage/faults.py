@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -67,8 +68,16 @@ class Retries:
     def __init__(self, passing: Callable[[BaseException], Passing | None], on_fault: Callable[[Fault], None] | None):
         self._passing, self._on_fault = passing, on_fault
         self._one_at_a_time = threading.Lock()
+        self._patience_s: float | None = None
+        """PATIENCE_S unless asked for more."""
         self._known = False
         """Whether the store has ever done what it was asked."""
+
+    def patient(self, seconds: float) -> "Retries":
+        """The same, beginning anew for so long; a store that has ever answered stays known."""
+        other = copy(self)
+        other._patience_s = seconds
+        return other
 
     def tell(self, fault: Fault) -> None:
         """May be called from any thread; `on_fault` hears one fault at a time."""
@@ -91,7 +100,7 @@ class Retries:
             assert state.outcome is not None
             return state.outcome.result()
 
-        patience = stop_before_delay(PATIENCE_S)
+        patience = stop_before_delay(self._patience_s or PATIENCE_S)
         retrying = Retrying(
             retry=retry_if_exception(lambda error: self._passing(error) is not None),
             wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),

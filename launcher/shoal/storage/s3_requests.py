@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from shoal.errors import Problem, StorageError
 from shoal.spec.cluster import S3Spec
@@ -41,6 +42,12 @@ class S3Requests:
         self._retries = Retries(partial(passing, s3=s3), on_fault)
         self._clients: dict[tuple[str, bool], S3Store] = {}
         self._threads: ThreadPoolExecutor | None = None
+
+    def patient(self, seconds: float) -> Self:
+        """The same, with the same clients, asking again for so long."""
+        other = copy(self)
+        other._retries = self._retries.patient(seconds)
+        return other
 
     def __reduce__(self) -> Any:
         return type(self), (self._s3,)

@@ -8,7 +8,7 @@ accumulation boundary, so a short last step of an epoch needs nothing special.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.nn import Module, Parameter
 from shoal.plan.types import Layout, OptimizerPlan
 from shoal.rows.template import Encoded
 from shoal.tasks import causal_lm
+from shoal.train.collective import exchange
 from shoal.train.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -129,6 +130,30 @@ class Engine:
         """Trainable parameters, as the model names them."""
         return list(self._parameters)
 
+    def holders(self) -> Sequence[Collection[int]]:
+        """For each name the ranks that have its whole state in memory: all without ZeRO; under stages 1 and 2, which
+        cut one flat row of all parameters into a piece per rank, the one whose piece it lies in, if any; under 3 none."""
+        if not self._zero:
+            return [range(self.world.size)] * len(self._parameters)
+        here = [self.stage < 3 and _lies_here(parameter) for parameter in self._parameters.values()]
+        everywhere = zip(*exchange(self.world, here), strict=True)
+        return [[rank for rank, held in enumerate(holding) if held] for holding in everywhere]
+
+    def read_held(self, name: str) -> State:
+        """A copy of a state that lies in this rank's memory; asks no other rank."""
+        parameter: Any = self._parameters[name]
+        if not self._zero:
+            moments = self._adam.state[parameter]
+            tensors = {"param": parameter} | {key: moments[key] for key in MOMENTS}
+        else:
+            mapping = parameter._hp_mapping
+            tensors = {"param": mapping.get_hp_fragment()}
+            tensors |= {key: mapping.get_hp_fragment(optim_state_key=key) for key in MOMENTS}
+        return {
+            key: tensor.detach().to("cpu", torch.float32, copy=True).reshape(parameter.shape)
+            for key, tensor in tensors.items()
+        }
+
     def read_state(self, name: str) -> State:
         """One parameter's master weights and moments."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -216,6 +241,12 @@ class Engine:
 def place(layout: Layout, world: World) -> torch.device:
     """The device that this worker drives."""
     return torch.device("cuda", world.local_rank) if layout.device == "cuda" else torch.device("cpu")
+
+
+def _lies_here(parameter: Any) -> bool:
+    """Whether this rank's piece of ZeRO 1 and 2's flat row holds the whole of `parameter`."""
+    mapping = getattr(parameter, "_hp_mapping", None)
+    return mapping is not None and mapping.lp_fragment_address.numel == parameter.numel()
 
 
 def _groups(parameters: Mapping[str, Parameter], weight_decay: float) -> list[dict[str, Any]]:

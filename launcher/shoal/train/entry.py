@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,9 +27,11 @@ from shoal.train.engine import Engine, place
 from shoal.train.export import export
 from shoal.train.heap import keep_memory
 from shoal.train.journal import Journal
-from shoal.train.loop import Loop, Save, evaluate
+from shoal.train.loop import Loop, evaluate
 from shoal.train.manifest import Manifest, Progress
 from shoal.train.model import build, load_base
+from shoal.train.parts import clear_away
+from shoal.train.saving import Saver
 from shoal.train.voice import Voice
 from shoal.train.world import Directive, Preempted, Report, Result, World
 
@@ -82,7 +83,11 @@ class Worker:
 
     def run(self) -> Result:
         loop = self.load()
-        ended = loop.run()
+        try:
+            ended = loop.run()
+        except ShoalError:
+            loop.saver.leave()
+            raise
         if ended == Directive.STOP:
             return _result(loop, "stopped")
         if ended == Directive.YIELD:
@@ -105,6 +110,8 @@ class Worker:
             prepared.sources,
             [source.weight for source in data.train],
         )
+        if world.local_rank == 0:
+            clear_away(plan)
         reader = Reader(prepared, order, world.rank, world.size, plan.layout.micro_batch_size)
         manifest = from_main(world, self._newest)
         start = models.start_folder(plan.trajectory.model, self.storage, self.cache)
@@ -114,7 +121,8 @@ class Worker:
         engine = Engine(model, plan.layout, plan.trajectory.optimizer, world)
         progress = self._restore(engine, manifest) if manifest else START
         keep = partial(replay.keep, prepared=prepared, folder=self.folder, storage=self.storage, world=world)
-        return Loop(plan, world, engine, prepared, order, reader, self.voice, self.save_with(engine), keep, progress)
+        saver = Saver(engine, plan, self.folder, self.storage, world, self.voice, progress)
+        return Loop(plan, world, engine, prepared, order, reader, self.voice, saver, keep, progress)
 
     @cached_property
     def base(self) -> Path:
@@ -124,22 +132,6 @@ class Worker:
     @property
     def cache(self) -> Path:
         return Path(self.plan.storage.cache).expanduser()
-
-    def save_with(self, engine: Engine) -> Save:
-        def save(progress: Progress) -> None:
-            self.voice.phase("saving", f"step {progress.step}")
-            began = time.perf_counter()
-            manifest = checkpoint.save(engine, self.plan, progress, self.folder, self.storage, self.world)
-            seconds = time.perf_counter() - began
-            self.voice.tell({"kind": "checkpoint", "step": manifest.step, "seconds": seconds, "bytes": manifest.bytes})
-            self.voice.flush()
-            if self.world.is_main:
-                keep_best = self.plan.trajectory.load_best_model_at_end and progress.best
-                best_step = progress.best.step if keep_best and progress.best else None
-                checkpoint.retain(self.storage, self.folder, self.plan.checkpoint.keep, best_step)
-            self.voice.phase("training")
-
-        return save
 
     def _newest(self) -> Manifest | None:
         manifest = checkpoint.newest(

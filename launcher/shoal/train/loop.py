@@ -44,8 +44,24 @@ class Voice(Protocol):
     def tell(self, event: Event, *, record: bool = True) -> None: ...
 
 
-class Save(Protocol):
-    def __call__(self, progress: Progress) -> None: ...
+class Saver(Protocol):
+    """Checkpoints behind training; `save` and `finish` are collective."""
+
+    def due(self, step: int) -> bool: ...
+
+    def save(self, progress: Progress) -> None: ...
+
+    def tell(self) -> None:
+        """Tells of a checkpoint that has come to stand."""
+        ...
+
+    def finish(self) -> object:
+        """Waits until what was saved stands."""
+        ...
+
+    def leave(self) -> None:
+        """Gives what is on its way a last chance, alone: the run ends with an error."""
+        ...
 
 
 WISHES = (Directive.SAVE, Directive.YIELD, Directive.STOP)
@@ -63,7 +79,7 @@ class Loop:
     order: Order
     reader: Reader
     voice: Voice
-    save: Save
+    saver: Saver
     keep: Keep
     progress: Progress
     validation_loss: float | None = None
@@ -90,14 +106,14 @@ class Loop:
             if self._evaluation_due() and self._evaluate():
                 wish = Directive(max(wish.value, Directive.SAVE.value))
             last = self.progress.step == self.steps or self._exhausted()
-            if last or wish != Directive.CONTINUE or self.progress.step % self.plan.checkpoint.every_steps == 0:
-                self.save(self.progress)
+            if last or wish != Directive.CONTINUE or self.saver.due(self.progress.step):
+                self.saver.save(self.progress)
                 self.voice.wish = Directive.CONTINUE
                 self._clock.start()
-            if wish in (Directive.STOP, Directive.YIELD) and not last:
-                return wish
-            if last:
-                break
+            if last or wish in (Directive.STOP, Directive.YIELD):
+                self.saver.finish()
+                return Directive.CONTINUE if last else wish
+            self.saver.tell()
             self.world.pulse.mark("waiting for data")
         return Directive.CONTINUE
 

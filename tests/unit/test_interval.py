@@ -1,0 +1,40 @@
+"""How often to save: Young's optimum, against the cost it is meant to make least."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.train.interval import UPLOAD_ROOM, interval_seconds, interval_steps
+
+stalls = st.floats(0.001, 100)
+failures = st.floats(600, 1e7)
+
+
+def test_the_textbook_example():
+    assert interval_seconds(stall_s=5, mean_time_between_failures_s=24 * 3600) == pytest.approx(929.5, abs=0.1)
+
+
+@given(stalls, failures, st.floats(0.2, 5))
+def test_no_other_interval_loses_less(stall_s: float, failures_s: float, factor: float):
+    """To first order: the share of time in stalls, and half an interval repeated per failure."""
+
+    def lost(interval_s: float) -> float:
+        return stall_s / interval_s + interval_s / 2 / failures_s
+
+    best = interval_seconds(stall_s, failures_s)
+    assert lost(best) <= lost(best * factor) * (1 + 1e-9)
+
+
+@given(stalls, failures, st.floats(0.001, 1000))
+def test_uploads_never_follow_each_other_without_a_pause(stall_s: float, failures_s: float, upload_s: float):
+    found = interval_seconds(stall_s, failures_s, upload_s)
+    assert found >= UPLOAD_ROOM * upload_s and found >= interval_seconds(stall_s, failures_s)
+
+
+@given(st.floats(1e-4, 1e5), st.floats(0, 100), failures, st.floats(0, 1000))
+def test_steps_are_whole_and_at_least_one(step_s: float, stall_s: float, failures_s: float, upload_s: float):
+    steps = interval_steps(step_s, stall_s, failures_s, upload_s)
+    assert steps >= 1
+    assert math.isclose(steps * step_s, interval_seconds(stall_s, failures_s, upload_s), abs_tol=step_s)
