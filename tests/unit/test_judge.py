@@ -210,6 +210,14 @@ TOGETHER = {
         ),
         ("all-reduce", "problem", "no all-reduce between the nodes: timed out (a, b)"),
     ),
+    "an interface that one node lacks": (
+        place(
+            node("a"),
+            node("b"),
+            links=(Link("a", (), "gloo", error="no interface eth1"), Link("b", (), "gloo", error="timed out")),
+        ),
+        ("all-reduce", "problem", "no all-reduce between the nodes: no interface eth1 (a)"),
+    ),
     "a slow network": (
         place(node("a"), node("b"), links=(Link("a", (), "gloo", 0.001, 11.2), Link("b", (), "gloo", 0.001, 11.4))),
         ("all-reduce", "warning", "all-reduce over gloo moves 11 MB/s per node"),

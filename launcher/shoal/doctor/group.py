@@ -9,7 +9,7 @@ from typing import Any
 
 from shoal.doctor.facts import Link
 
-TIMEOUT_S = 40
+TIMEOUT_S = 45
 LARGE = 16 << 20
 """Bytes of the all-reduce that the rate is measured with."""
 LARGES, SMALLS = 5, 30
@@ -23,6 +23,9 @@ def measure_link(
     unresolved = tuple(name for name in names if name != me and not _resolves(name))
     backend = "nccl" if device == "cuda" else "gloo"
     if interface:
+        there = [name for _, name in socket.if_nameindex()]
+        if interface not in there:
+            return Link(me, unresolved, backend, error=f"no interface {interface}, there are {', '.join(there)}")
         os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     try:
         latency, rate = _all_reduce(rank, size, master, backend, device)

@@ -244,9 +244,11 @@ def _names(place: Place) -> Judged:
 
 
 def _links(place: Place) -> Judged:
-    for error, where in grouped((link.error, link.node) for link in place.links if link.error).items():
+    errors = grouped((link.error, link.node) for link in place.links if link.error)
+    causes = {error: where for error, where in errors.items() if "timed out" not in error}
+    for error, where in (causes or errors).items():  # whoever waits for a node that failed says no more than that
         fix = "open all ports between the nodes; network_interface picks the network that joins them"
-        yield "problem", f"no all-reduce between the nodes: {error} ({', '.join(where)})", fix
+        yield "problem", f"no all-reduce between the nodes: {error} ({', '.join(sorted(where))})", fix
     whole = [link for link in place.links if not link.error]
     if not whole:
         return
