@@ -128,7 +128,8 @@ def run_by_command(spec: JobSpec, folder: Path) -> tuple[RunFolder, dict[str, An
     family = command.family()
     assert int(pids[0]) in {one.pid for one in family}
     os.kill(int(pids[0]), signal.SIGKILL)
-    command.until("worker 0 died; starting again from the newest checkpoint (try 1 of 3)")
+    told = command.until("starting again from the newest checkpoint (try 1 of 3)")
+    assert "worker 0 died on " in told
     command.until("2 workers up")
     family += command.family()
     assert command.end() == 0, command.said

@@ -81,7 +81,7 @@ def test_a_rank_that_hangs_is_named_killed_and_replaced(ray_up, tmp_path: Path) 
         events.append(event)
         if "pids" in event:
             pids.append(event["pids"])
-        if event.get("step") == 3 and event["kind"] == "step" and len(pids) == 1:
+        if event["kind"] == "step" and event["step"] == 30 and len(pids) == 1:
             os.kill(pids[0][1], signal.SIGSTOP)
 
     backend = RayLocal(ClusterProfile(kind="local", workers=2), hangs_twice)
@@ -91,7 +91,7 @@ def test_a_rank_that_hangs_is_named_killed_and_replaced(ray_up, tmp_path: Path) 
     assert len(pids) == 3
     stopped, stuck = [event for event in events if event["kind"] == "failure"]
     assert (stopped["cause"], stopped["rank"], stopped["node"]) == ("hung", 1, os.uname().nodename)
-    assert stopped["step"] >= 3
+    assert 1 <= stopped["step"] < 200
     assert "its whole process stands, stopped by a signal" in stopped["message"] and "try 1 of 2" in stopped["message"]
     assert (stuck["cause"], stuck["rank"], stuck["step"]) == ("hung", 0, 4)
     assert "hangs on" in stuck["message"] and "computing" in stuck["message"] and "try 2 of 2" in stuck["message"]

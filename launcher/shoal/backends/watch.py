@@ -11,6 +11,8 @@ from shoal.train.world import LONG_PHASES
 
 PATIENCE = 6
 """How many times hang_timeout_s a long phase may last without a mark."""
+SILENT_S = 3.0
+"""Seconds without a heartbeat after which the whole process is taken to stand, not its training alone."""
 STACK_S = 1.0
 """How long a process has to write its stack down before it is killed."""
 STACK_BYTES = 16_000
@@ -91,7 +93,7 @@ def hangs(beats: Mapping[int, Beat], silent_s: Mapping[int, float], timeout_s: f
         guilty = [rank for rank in outside if beats[rank].marks == fewest]
     step = max((beat.step for beat in beats.values()), default=0)
     others = len(beats) - len(guilty)
-    return [Hang(beats[rank], step, still[rank], silent_s[rank] > allowed[rank], others) for rank in sorted(guilty)]
+    return [Hang(beats[rank], step, still[rank], silent_s[rank] > SILENT_S, others) for rank in sorted(guilty)]
 
 
 def end(pid: int) -> tuple[str, str]:
