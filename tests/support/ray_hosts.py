@@ -19,7 +19,7 @@ from hosts import SWITCH, Host, Network, network, spawn, stop
 import shoal
 from shoal import store
 
-S3_PORT, FILER_PORT, RAY_PORT = 8333, 8888, 6379
+S3_PORT, FILER_PORT, MASTER_PORT, RAY_PORT = 8333, 8888, 9333, 6379
 BUCKET = "shoal"
 HERE = Path(__file__).parent
 KEYS = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
@@ -69,7 +69,10 @@ class Store:
         environment = {**os.environ, "GOMEMLIMIT": "300MiB", "HOME": str(self.folder)}
         command = self.network.at_switch(str(weed), *options)
         self.process = spawn(command, self.folder / "logs" / "server.log", environment)
-        self.ask("await", f"http://{SWITCH}:{S3_PORT}/healthz", f"http://{SWITCH}:{FILER_PORT}/buckets/{BUCKET}/")
+        place = f"http://{SWITCH}:{MASTER_PORT}/dir/assign?collection={BUCKET}"  # answers once there is room to write
+        self.ask(
+            "await", f"http://{SWITCH}:{S3_PORT}/healthz", f"http://{SWITCH}:{FILER_PORT}/buckets/{BUCKET}/", place
+        )
 
     def stop(self) -> None:
         """At once, as a crash would."""
@@ -157,6 +160,8 @@ class RayHosts:
                 "s3": S3,
             },
         }
+        if changes.get("kind", "ray") != "ray":
+            body = {name: body[name] for name in ("max_failures", "storage")}
         path.write_text(yaml.safe_dump({**body, **changes}))
         return str(path)
 

@@ -1,7 +1,7 @@
 """What a run did, from the outside: the samples each rank took for each step, and the losses in the run folder."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ class Taken:
     """One step of the trajectory that counts: the newest group's that took it."""
 
     step: int
+    epoch: int
     samples: tuple[str, ...]
     """Ids over all ranks, sorted."""
     workers: int
@@ -40,7 +41,11 @@ def taken(record: Path, after: float = 0.0) -> list[Taken]:
     for step, attempts in sorted(steps.items()):
         last = max(attempts, key=lambda rows: max(row["time"] for row in rows))
         samples = sorted(sample for row in last for sample in row["samples"])
-        found.append(Taken(step, tuple(samples), last[0]["size"], len(attempts), min(row["time"] for row in last)))
+        found.append(
+            Taken(
+                step, last[0]["epoch"], tuple(samples), last[0]["size"], len(attempts), min(row["time"] for row in last)
+            )
+        )
     return found
 
 
@@ -56,6 +61,16 @@ def wrong_samples(found: Sequence[Taken], wanted: Sequence[Taken]) -> int:
                 right.remove(sample)
         wrong += len(left) + len(right)
     return wrong
+
+
+def uneven_epochs(found: Sequence[Taken]) -> int:
+    """Samples that were not read once in each epoch that the run went through; of the last one, those read twice."""
+    epochs: dict[int, Counter[str]] = defaultdict(Counter)
+    for one in found:
+        epochs[one.epoch].update(one.samples)
+    every = set().union(*epochs.values())
+    wrong = sum(count - 1 for read in epochs.values() for count in read.values())
+    return wrong + sum(len(every - read.keys()) for epoch, read in epochs.items() if epoch < max(epochs))
 
 
 def repeated(found: Sequence[Taken]) -> int:

@@ -53,11 +53,11 @@ class Trial:
 
     cluster: RayHosts
     folder: Path
-    place: str
-    """Its cluster profile."""
+    arguments: tuple[str, ...]
     command: Command
     fault_at: float = 0.0
     """When it was hurt, in seconds since the epoch."""
+    hurts: int = 0
 
     def until_checkpoint(self, step: int) -> None:
         """Training, with a checkpoint of `step`."""
@@ -78,10 +78,9 @@ class Trial:
         (driver,) = psutil.Process(self.command.process.pid).children()
         return driver
 
-    def resume(self) -> None:
-        """`shoal resume` of this run: the command that counts from now on."""
-        (run,) = {line.split("/")[-1] for line in self.command.lines if f" in s3://{BUCKET}/runs/" in line}
-        self.command = self.cluster.shoal("resume", run, "--on", self.place, "--json", folder=self.folder)
+    def submit_again(self) -> None:
+        """The very same command once more: the one that counts from now on."""
+        self.command = self.cluster.shoal(*self.arguments, folder=self.folder)
 
 
 class Trials:
@@ -95,19 +94,32 @@ class Trials:
         made = job(f"s3://{BUCKET}/tiny", f"s3://{BUCKET}/rows.jsonl", **sections)
         self.cluster, self.job = cluster, write(files / "job.yaml", made)
 
+    def untouched(self, steps: int) -> Ran:
+        """So many steps in one process, without Ray: what every other run is held against."""
+        options = ("--set", f"train.max_steps={steps}", "--set", "checkpoint.every_steps=100000")
+        return self.run(f"untouched-{steps}", lambda trial: None, *options, kind="inline", workers=1)
+
     def begin(self, name: str, *options: str, **changes: Any) -> Trial:
         """`shoal run` at the head; `changes` replace fields of the profile."""
         folder = self.cluster.network.folder / "runs" / name
         folder.mkdir(parents=True)
         place = self.cluster.profile(folder / "ray.yaml", **changes)
-        command = self.cluster.shoal("run", self.job, "--on", place, "--json", *options, folder=folder)
-        return Trial(self.cluster, folder, place, command)
+        arguments = ("run", self.job, "--on", place, "--run-id", name, "--json", *options)
+        return Trial(self.cluster, folder, arguments, self.cluster.shoal(*arguments, folder=folder))
 
-    def run(self, name: str, hurt: Hurt = lambda trial: None, *options: str, end_s: float = 240, **changes: Any) -> Ran:
-        """A whole run, hurt on its way."""
+    def run(
+        self,
+        name: str,
+        hurt: Hurt = lambda trial: None,
+        *options: str,
+        status: int = 0,
+        end_s: float = 240,
+        **changes: Any,
+    ) -> Ran:
+        """A whole run, hurt on its way; the command leaves with `status`."""
         began = time.time()
         trial = self.begin(name, *options, **changes)
         hurt(trial)
-        assert trial.command.end(end_s) == 0, trial.command.said
+        assert trial.command.end(end_s) == status, trial.command.said
         self.cluster.store.fetch(trial.command.json["folder"], trial.folder)
         return Ran(trial.folder, taken(self.cluster.record, began), trial.command.said, began)

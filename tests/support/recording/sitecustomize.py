@@ -49,7 +49,13 @@ def watch(reader_class):
         with path.open("a") as file:
             for batch in steps(self, first, last):
                 samples = [self.prepared.sample_id(int(one)) for one in self._begun.pop(batch.step)]
-                row = {"step": batch.step, "rank": self.rank, "size": self.workers, "time": time.time()}
+                row = {
+                    "step": batch.step,
+                    "epoch": batch.epoch,
+                    "rank": self.rank,
+                    "size": self.workers,
+                    "time": time.time(),
+                }
                 file.write(json.dumps({**row, "group": group(), "samples": samples}) + "\n")
                 file.flush()
                 yield batch
