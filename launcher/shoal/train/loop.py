@@ -23,6 +23,7 @@ from shoal.train.collective import exchange
 from shoal.train.engine import Engine, NotANumber
 from shoal.train.manifest import Best, Progress
 from shoal.train.replay import Keep, NonFinite
+from shoal.train.saving import Saver
 from shoal.train.world import Directive, Event, World
 
 Item = TypeVar("Item")
@@ -42,26 +43,6 @@ class Voice(Protocol):
     def faults(self) -> list[Event]: ...
 
     def tell(self, event: Event, *, record: bool = True) -> None: ...
-
-
-class Saver(Protocol):
-    """Checkpoints behind training; `save` and `finish` are collective."""
-
-    def due(self, step: int) -> bool: ...
-
-    def save(self, progress: Progress) -> None: ...
-
-    def tell(self) -> None:
-        """Tells of a checkpoint that has come to stand."""
-        ...
-
-    def finish(self) -> object:
-        """Waits until what was saved stands."""
-        ...
-
-    def leave(self) -> None:
-        """Gives what is on its way a last chance, alone: the run ends with an error."""
-        ...
 
 
 WISHES = (Directive.SAVE, Directive.YIELD, Directive.STOP)
