@@ -39,7 +39,7 @@ from shoal.storage import Storage, join
 from shoal.train.world import Result
 
 Shoal = Callable[..., int]
-VERBS = ["check", "prepare", "plan", "run", "resume", "runs", "chat", "export", "init", "schema"]
+VERBS = ["check", "prepare", "plan", "run", "resume", "runs", "report", "doctor", "chat", "export", "init", "schema"]
 STORE_VERBS = ["ls", "put", "get", "rm"]
 
 
@@ -100,9 +100,19 @@ def test_every_verb_teaches_by_an_example(shoal: Shoal, words: list[str], capsys
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["run", "--help"], ["plan", "job.yaml", "--on", "here.yaml"]]
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["plan", "job.yaml", "--on", "here.yaml"],
+        ["runs", "--on", "here.yaml"],
+        ["report", "a-", "--on", "here.yaml"],
+        ["doctor", "a-", "--on", "here.yaml"],
+    ],
 )
-def test_help_and_plan_load_nothing_heavy(here: Path, words: list[str]) -> None:
+def test_help_and_what_only_reads_load_nothing_heavy(here: Path, words: list[str]) -> None:
+    leave_run(here / "runs", "a-20260101-000000-aaaa", steps=(5,), finished=True)
     program = (
         "import sys; from shoal import cli; sys.argv = ['shoal', *sys.argv[1:]]; status = cli._status();"
         "print([name for name in ('torch', 'ray', 'transformers', 'pandas', 'peft') if name in sys.modules], status)"

@@ -101,7 +101,7 @@ def _failed(found: Evidence, ended: Row | None, failures: list[Row], errors: lis
     where = _place(last) if last else ""
     evidence = []
     if last:
-        evidence.append(f"failure{_at(last)}: {last.get('message') or last['cause']}{where}")
+        evidence.append(f"failure{_at(last)}: {_said(last)}")
     evidence += [line for line in said[0].splitlines()[:SAID_LINES] if line not in "".join(evidence)]
     if not ended and found.holder is not None:
         evidence.append(f"the driver (process {found.holder.pid} on {found.holder.host}) is gone as well")
@@ -142,7 +142,7 @@ def _past(found: Evidence, without: Row | None = None) -> tuple[str, ...]:
     earlier = [row for row in found.record.events if row["kind"] == "failure" and row is not without]
     if not earlier:
         return ()
-    shown = "; ".join(f"{row.get('message') or row['cause']}{_place(row)}" for row in earlier[-3:])
+    shown = "; ".join(map(_said, earlier[-3:]))
     return (f"{len(earlier)} earlier failure{'s' if len(earlier) > 1 else ''}: {shown}",)
 
 
@@ -160,6 +160,12 @@ def _faults(found: Evidence) -> str:
     if not faults:
         return ""
     return f"{len(faults)} faults of the store; the last{_at(faults[-1])}: {faults[-1]['what']} ({faults[-1]['url']})"
+
+
+def _said(row: Row) -> str:
+    """A failure's message, which mostly names its place."""
+    message = str(row.get("message") or row["cause"])
+    return message if row.get("node") and row["node"] in message else message + _place(row)
 
 
 def _place(row: Row) -> str:
