@@ -36,7 +36,8 @@ def trials(cluster: RayHosts, tiny_model: Path) -> Trials:
         cluster,
         tiny_model,
         train={"num_train_epochs": 10_000, "max_steps": STEPS, "batch_size": 7, "eval_steps": 1_000_000},
-        optimizer={"lr_scheduler_type": "constant", "warmup_steps": 0},  # a longer run begins like a shorter one
+        # Constant, so that a longer run begins like a shorter one; small, so that rounding is not blown up on the way.
+        optimizer={"learning_rate": 1e-3, "lr_scheduler_type": "constant", "warmup_steps": 0},
         checkpoint={"every_steps": EVERY, "keep": 2},
     )
 

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-READY_S = 40.0
+READY_S = 15.0
 
 
 def main(verb: str, *arguments: str) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,11 @@ class Ran:
 
     @property
     def losses(self) -> dict[int, float]:
-        return losses(self.folder)
+        return {step: loss for step, loss in losses(self.folder).items() if step <= len(self.read)}
+
+    def first(self, steps: int) -> "Ran":
+        """So many steps of it."""
+        return replace(self, read=self.read[:steps])
 
     @property
     def repeated(self) -> int:
