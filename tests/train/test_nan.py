@@ -22,6 +22,7 @@ from shoal.train.world import Directive, World
 
 WORKER = Path(__file__).parent / "trajectory_worker.py"
 WORD = " xylophone"
+WHAT = ("loss", "gradient")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def token(tiny_model: Path) -> int:
 def broken(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, token: int) -> dict[str, Path]:
     """{what the word makes infinite: a model}"""
     models = {}
-    for what in ("loss", "gradient"):
+    for what in WHAT:
         model = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
@@ -64,7 +65,7 @@ def plan(folder: Path, model: Path, on_nan: str, *, every: int, workers: int = 1
     )
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"validation": 0.0, "packing": False})})
     place = profile(folder, workers, "inline" if workers == 1 else "local")
-    return planned(spec, place, f"nan-20260101-000000-w{workers}s{stage}")
+    return planned(spec, place, f"nan-20260101-000000-{model.name[7:8]}{workers}{stage}{every % 10}")
 
 
 def told(made: Plan, kind: str) -> list[dict]:
@@ -73,39 +74,38 @@ def told(made: Plan, kind: str) -> list[dict]:
     return [row for row in rows if row["kind"] == kind]
 
 
-def trained(folder: Path, made: Plan) -> dict[int, float | None]:
-    """The losses of a run by real processes, without the export."""
-    path = folder / "plan.json"
-    path.write_text(made.model_dump_json())
+def trained(folder: Path, plans: list[Plan]) -> list[dict[int, float | None]]:
+    """The losses of runs on as many real processes as they are planned for, without the export."""
     (folder / "out").mkdir(exist_ok=True)
-    run_ranks(WORKER, made.layout.workers, str(folder / "out"), str(path))
-    losses = json.loads((folder / "out" / "plan.json").read_text())["losses"]
-    return {int(step): loss for step, loss in losses.items()}
+    paths = [folder / f"{made.run_id}.json" for made in plans]
+    for path, made in zip(paths, plans, strict=True):
+        path.write_text(made.model_dump_json())
+    run_ranks(WORKER, plans[0].layout.workers, str(folder / "out"), *map(str, paths))
+    found = [json.loads((folder / "out" / path.name).read_text())["losses"] for path in paths]
+    return [{int(step): loss for step, loss in losses.items()} for losses in found]
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_skipped_steps_change_nothing_on_any_rank_and_the_others_go_on(
-    tmp_path: Path, broken: dict[str, Path], what: str
-) -> None:
-    one = plan(tmp_path, broken[what], "skip", every=20)
-    expected = trained(tmp_path, one)
-    skipped = [row["step"] for row in told(one, "skipped")]
-    assert list(expected) == list(range(1, 16)) and 1 <= len(skipped) <= 3
-    assert [step for step, loss in expected.items() if loss is None] == skipped
-    assert {row["what"] for row in told(one, "skipped")} == {what}
-    held = {sample for row in told(one, "skipped") for sample in row["samples"]}
-    assert len(held) == 4 * len(skipped)
-    for row in (20, 40, 60):
-        assert any(sample.endswith(f"rows.jsonl/{row}") for sample in held)
-    for stage in (0, 2, 3):
-        other = plan(tmp_path, broken[what], "skip", every=20, workers=2, stage=stage)
-        found = trained(tmp_path, other)
-        assert [step for step, loss in found.items() if loss is None] == skipped
-        good = [step for step in expected if step not in skipped]
-        assert [found[step] for step in good] == pytest.approx([expected[step] for step in good], abs=1e-4)
+def test_skipped_steps_change_nothing_on_any_rank_and_the_others_go_on(tmp_path: Path, broken: dict[str, Path]) -> None:
+    alone = [plan(tmp_path, broken[what], "skip", every=20) for what in WHAT]
+    layouts = [(what, stage) for what in WHAT for stage in (0, 2, 3)]
+    shared = [plan(tmp_path, broken[what], "skip", every=20, workers=2, stage=stage) for what, stage in layouts]
+    expected = dict(zip(WHAT, trained(tmp_path, alone), strict=True))
+    for what, made in zip(WHAT, alone, strict=True):
+        losses, rows = expected[what], told(made, "skipped")
+        assert list(losses) == list(range(1, 16)) and 1 <= len(rows) <= 3
+        assert [step for step, loss in losses.items() if loss is None] == [row["step"] for row in rows]
+        assert {row["what"] for row in rows} == {what}
+        held = {sample for row in rows for sample in row["samples"]}
+        assert len(held) == 4 * len(rows)
+        for number in (20, 40, 60):
+            assert any(sample.endswith(f"rows.jsonl/{number}") for sample in held)
+    for (what, _), found in zip(layouts, trained(tmp_path, shared), strict=True):
+        good = [step for step, loss in expected[what].items() if loss is not None]
+        assert [step for step, loss in found.items() if loss is not None] == good
+        assert [found[step] for step in good] == pytest.approx([expected[what][step] for step in good], abs=1e-4)
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("what", WHAT)
 def test_a_run_that_stops_keeps_the_batch(tmp_path: Path, broken: dict[str, Path], token: int, what: str) -> None:
     made = plan(tmp_path, broken[what], "stop", every=20)
     with pytest.raises(
@@ -127,7 +127,7 @@ def test_a_run_that_stops_keeps_the_batch(tmp_path: Path, broken: dict[str, Path
 def test_two_ranks_keep_the_batch_of_both_and_raise_alike(tmp_path: Path, broken: dict[str, Path]) -> None:
     made = plan(tmp_path, broken["loss"], "stop", every=20, workers=2)
     with pytest.raises(AssertionError, match=r"the loss of the global batch is nan; .*the whole batch is in"):
-        trained(tmp_path, made)
+        trained(tmp_path, [made])
     [kept] = [one.url for one in Storage().list(f"{made.storage.run}/replay/")]
     body = json.loads(Path(kept).read_text())
     assert {micro["rank"] for micro in body["micro_batches"]} == {0, 1}

@@ -19,8 +19,7 @@ class RayLocal(RayTrain):
     place = "an embedded Ray"
 
     def connect(self) -> str:
-        # one machine: nothing is drained
-        set_environment({"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"})
+        set_environment({})
         import ray
 
         resources = self.profile.resources_per_worker

@@ -44,6 +44,7 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a run and a dead worker are noticed this soon
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the mailbox watches, and the group leaves by itself
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative locations mean the same in the driver and in the workers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",  # NCCL peers on one machine must see each other's devices
