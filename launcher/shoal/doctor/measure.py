@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import socket
@@ -80,7 +81,8 @@ def measure_store(profile: ClusterProfile) -> Store:
             with contextlib.suppress(StorageError):
                 storage.delete(f"{where}/")
     except StorageError as error:
-        return Store(url, error="; ".join(map(str, error.problems)), host=host, address=address)
+        said = "; ".join(map(str, error.problems))
+        return Store(url, error=re.sub(rf"{re.escape(where)}/[\w-]+", url, said), host=host, address=address)
 
 
 def _exercise(storage: Storage, where: str, known: Store) -> Store:
