@@ -77,15 +77,23 @@ def test_a_sound_place_has_a_line_for_each_check_and_nothing_to_do(found: Place)
 ALONE = {
     "too few cores": (
         place(node(cpus=1)),
-        ("room", "problem", "there is room for 1 workers of 1 CPU, and 2 are asked for"),
+        ("room", "problem", "there is room for 1 worker of 1 CPU, and 2 are asked for"),
     ),
     "too few cores of one's own": (
         place(node(cpus=1), kind="local"),
-        ("room", "warning", "there is room for 1 workers of 1 CPU, and 2 are asked for"),
+        ("room", "warning", "there is room for 1 worker of 1 CPU, and 2 are asked for"),
+    ),
+    "few slots on many cores": (
+        place(node(slots={"CPU": 1.0})),
+        ("room", "problem", "there is room for 1 worker of 1 CPU, and 2 are asked for"),
+    ),
+    "more slots than cores": (
+        place(node(cpus=2, slots={"CPU": 16.0})),
+        ("room", "warning", "Ray gives out 16 CPUs on a, which has 2"),
     ),
     "too few GPUs": (
         gpu_place(GPU_NODE, min_workers=2, max_workers=2),
-        ("room", "problem", "there is room for 1 workers of 1 GPU, and 2 are asked for"),
+        ("room", "problem", "there is room for 1 worker of 1 GPU, and 2 are asked for"),
     ),
     "a missing package": (
         place(node(versions={"shoal": "0.1.0", "torch": None})),
@@ -254,6 +262,15 @@ def test_a_node_that_does_not_answer_and_a_place_that_cannot_be_entered() -> Non
     [refused] = judge(replace(place(), nodes=(), refused=("address: auto, but no Ray runs on this machine",)))
     assert (refused.check, refused.state) == ("place", "problem")
     assert "no Ray runs" in refused.says
+
+
+def test_a_name_that_only_a_proxy_knows_is_no_mistake() -> None:
+    assert wrong(place(node(store=replace(STORE, address="")))) == []
+
+
+def test_a_cluster_without_a_node() -> None:
+    [none] = judge(replace(place(), nodes=()))
+    assert (none.check, none.state) == ("nodes", "problem")
 
 
 def test_several_mistakes_are_all_told() -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from shoal.plan.types import Plan
@@ -30,6 +30,8 @@ class Answer(Generic[Done]):
     """Why it did; empty otherwise."""
     at: float
     """When the answer arrived here, in seconds since the epoch."""
+    slots: dict[str, float] = field(default_factory=dict)
+    """CPUs and GPUs that Ray gives out there; empty where there is no Ray."""
 
 
 class Backend(Protocol):

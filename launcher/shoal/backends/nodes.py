@@ -57,4 +57,5 @@ def _answer(reference: Any, node: dict[str, Any]) -> Answer[Any]:
 
 
 def _answered(node: dict[str, Any], value: Any = None, error: str = "") -> Answer[Any]:
-    return Answer(node["NodeManagerHostname"], node["NodeManagerAddress"], value, error, time.time())
+    slots = {name: node["Resources"].get(name, 0.0) for name in ("CPU", "GPU")}
+    return Answer(node["NodeManagerHostname"], node["NodeManagerAddress"], value, error, time.time(), slots)

@@ -79,6 +79,8 @@ class Node:
     store: Store
     gpus: tuple[Gpu, ...] = ()
     cuda: Cuda | None = None
+    slots: dict[str, float] = field(default_factory=dict)
+    """CPUs and GPUs that the cluster's Ray gives out there; empty where the place has no Ray of its own."""
     port: int = 0
     """A port that was free."""
     clock: float = 0.0

@@ -9,7 +9,6 @@ from shoal.doctor.words import (
     GIB,
     MIB,
     asked_words,
-    count,
     cuda_words,
     differ,
     each_node,
@@ -18,6 +17,7 @@ from shoal.doctor.words import (
     gpu_words,
     grouped,
     link_words,
+    many,
     off,
     store_words,
     workers_of,
@@ -68,7 +68,8 @@ def judge(place: Place) -> list[Finding]:
         for node, why in place.silent.items()
     ]
     if not place.nodes:
-        return found
+        fix = "start one (`ray start --address=HEAD:6379`), or let the autoscaler: `shoal run` waits wait_s for it"
+        return found or [Finding("nodes", "problem", "no node is up that can hold a worker", fix)]
     for name, (check, ok) in CHECKS.items():
         own = [Finding(name, state, says, do) for state, says, do in check(place)]
         if own:
@@ -84,16 +85,20 @@ Judged = Iterator[tuple[State, str, str]]
 
 def _room(place: Place) -> Judged:
     for what, each, have in (
-        ("CPU", place.cpu, [int(node.cpus / place.cpu) for node in place.nodes]),
-        ("GPU", place.gpu, [len(node.gpus) // place.gpu if place.gpu else 0 for node in place.nodes]),
+        ("CPU", place.cpu, [node.slots.get("CPU", node.cpus) for node in place.nodes]),
+        ("GPU", place.gpu, [node.slots.get("GPU", len(node.gpus)) for node in place.nodes]),
     ):
-        room = sum(have)
-        if not each or room >= place.min_workers:
+        room = sum(int(each_has / each) for each_has in have) if each else place.min_workers
+        if room >= place.min_workers:
             continue
-        says = f"there is room for {room} workers of {each:g} {what}, and {place.min_workers} are asked for"
+        says = f"there is room for {many(room, 'worker')} of {each:g} {what}, and {place.min_workers} are asked for"
         shared = place.kind != "ray" and what == "CPU"
         do = "lower workers or resources_per_worker" + ("; they will share the cores, and be slow" if shared else "")
         yield "warning" if shared else "problem", says, do
+    for node in place.nodes:
+        if node.slots.get("CPU", 0) > node.cpus:
+            says = f"Ray gives out {node.slots['CPU']:g} CPUs on {node.name}, which has {node.cpus:g}"
+            yield "warning", says, "start Ray there with --num-cpus as there are, or workers share cores"
 
 
 def _python(place: Place) -> Judged:
@@ -209,7 +214,7 @@ def _files(place: Place) -> Judged:
 def _store(place: Place) -> Judged:
     for node in place.nodes:
         store = node.store
-        if store.host and not store.address:
+        if store.error and store.host and not store.address:
             fix = "check storage.s3.endpoint_url, and that node's resolver"
             yield "problem", f"{node.name}: the endpoint's name {store.host} does not resolve", fix
         elif store.error:
@@ -262,7 +267,7 @@ def _links(place: Place) -> Judged:
 
 
 CHECKS: dict[str, tuple[Callable[[Place], Judged], Callable[[Place], str]]] = {
-    "room": (_room, lambda place: f"{count(place.nodes, 'node')} for {asked_words(place)}"),
+    "room": (_room, lambda place: f"{many(len(place.nodes), 'node')} for {asked_words(place)}"),
     "python": (_python, lambda place: place.nodes[0].python),
     "versions": (_versions, lambda place: ", ".join(f"{name} {v}" for name, v in place.nodes[0].versions.items() if v)),
     "gpu": (_gpus, lambda place: "; ".join(f"{node.name}: {gpu_words(node)}" for node in place.nodes if node.gpus)),

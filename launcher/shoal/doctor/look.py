@@ -21,7 +21,7 @@ def look(profile: ClusterProfile, backend: "Backend", on_phase: Callable[[str], 
     """
     on_phase("looking at each node")
     answers = backend.everywhere(partial(_measure, profile))
-    nodes = tuple(_arrived(answer, answer.value) for answer in answers if answer.value is not None)
+    nodes = tuple(_arrived(answer, answer.value, profile.kind) for answer in answers if answer.value is not None)
     place = replace(
         unseen(profile, ()),
         nodes=nodes,
@@ -64,9 +64,10 @@ def _link(
     return measure_link(number, count, master, names, device, interface)
 
 
-def _arrived(answer: "Answer[Node]", node: Node) -> Node:
-    """With the clock compared: an answer travels for milliseconds."""
-    return replace(node, address=answer.address or node.address, skew_s=node.clock - answer.at)
+def _arrived(answer: "Answer[Node]", node: Node, kind: str) -> Node:
+    """With the clock compared: an answer travels for milliseconds. An embedded Ray gives out whatever the profile asks."""
+    slots = answer.slots if kind == "ray" else {}
+    return replace(node, address=answer.address or node.address, skew_s=node.clock - answer.at, slots=slots)
 
 
 def _linked(answer: "Answer[Link]") -> Link:

@@ -24,7 +24,8 @@ def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def workers_of(place: Place, node: Node) -> int:
     """How many workers that node may get, at most."""
-    room = len(node.gpus) // place.gpu if place.gpu else max(1, int(node.cpus / place.cpu))
+    cpus = node.slots.get("CPU", node.cpus)
+    room = len(node.gpus) // place.gpu if place.gpu else max(1, int(cpus / place.cpu))
     return place.max_workers if len(place.nodes) == 1 else min(place.max_workers, room)
 
 
@@ -36,17 +37,13 @@ def each_node(place: Place, words: Callable[[Node], str]) -> str:
 
 
 def asked_words(place: Place) -> str:
-    many = (
-        str(place.max_workers)
-        if place.min_workers == place.max_workers
-        else f"{place.min_workers} to {place.max_workers}"
-    )
+    fewest = "" if place.min_workers == place.max_workers else f"{place.min_workers} to "
     each = f"{place.cpu:g} CPU" + (f" and {place.gpu} GPU" if place.gpu else "")
-    return f"{many} worker{'s' if place.max_workers > 1 else ''} of {each}"
+    return f"{fewest}{many(place.max_workers, 'worker')} of {each}"
 
 
-def count(things: tuple[Node, ...], name: str) -> str:
-    return f"{len(things)} {name}{'s' if len(things) > 1 else ''}"
+def many(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def gpu_words(node: Node) -> str:
