@@ -7,6 +7,8 @@ import torch
 from documents import documents, plain_loss
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+from shoal.doctor.measure import measure
+from shoal.spec.cluster import ClusterProfile
 from shoal.tasks import attention, causal_lm
 from shoal.train import selfcheck
 
@@ -56,3 +58,12 @@ def test_the_self_check_passes_on_a_quantised_model(tiny_model: Path):
     model = load(tiny_model, torch.bfloat16, quantization_config=quantization, device_map={"": CUDA})
     adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
     selfcheck.check(adapted, documents(4, 49152), CUDA)
+
+
+def test_doctor_sees_the_gpu_and_what_torch_makes_of_it(tmp_path: Path) -> None:
+    storage = {"runs": str(tmp_path / "runs"), "prepared": str(tmp_path / "prepared"), "cache": str(tmp_path / "cache")}
+    place = ClusterProfile.model_validate({"kind": "inline", "resources_per_worker": {"gpu": 1}, "storage": storage})
+    found = measure(place)
+    assert found.gpus and found.gpus[0].memory_mib > 0 and found.gpus[0].driver
+    assert found.cuda is not None and found.cuda.devices >= 1 and found.cuda.error == ""
+    assert found.cuda.built_for and found.cuda.driver_supports

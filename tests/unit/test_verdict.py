@@ -7,13 +7,13 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from plans import small_plan
 
 from shoal import lease
-from shoal.doctor.causes import CAUSES
+from shoal.doctor.causes import BROAD, CAUSES, TOLD
 from shoal.doctor.evidence import evidence
 from shoal.doctor.verdict import Verdict, verdict
 from shoal.record.rows import Row, line
@@ -249,3 +249,9 @@ def test_a_checkpoint_that_does_not_count_is_named(folder: RunFolder) -> None:
 def test_it_is_json(folder: RunFolder) -> None:
     body = leave(folder, [DRIVER, LOADING, ended(20, "stopped")]).as_json()
     assert json.loads(json.dumps(body))["kind"] == "stopped"
+
+
+def test_every_cause_that_a_failure_can_have_is_known() -> None:
+    from shoal.backends.causes import Cause
+
+    assert {*TOLD, *BROAD, "error"} == set(get_args(Cause))
