@@ -77,6 +77,12 @@ def account(silent: dict[int, float] | None = None, hangs: dict[int, Hang] | Non
         ({0: ECHO}, account(silent={1: 3.0}), "process died", "worker 1 died on host-b after step 7"),
         (
             {0: ECHO},
+            replace(account(silent={1: 3.0}), cut_off=frozenset({1})),
+            "node gone",
+            "worker 1 was cut off with its node on host-b after step 7",
+        ),
+        (
+            {0: ECHO},
             account(),
             "error",
             "worker 0 failed with RuntimeError: Connection closed by peer [10.0.0.2] on host-a after step 7",

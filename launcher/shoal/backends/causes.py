@@ -8,7 +8,7 @@ from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
 from shoal.backends.mailbox import Account
-from shoal.backends.watch import Beat
+from shoal.backends.watch import SILENT_S, Beat
 from shoal.errors import ShoalError, StorageError
 
 Cause = Literal[
@@ -19,8 +19,6 @@ Cause = Literal[
 OUR_MISTAKES = (TypeError, AttributeError, NameError, LookupError, AssertionError, ImportError, NotImplementedError)
 """Exceptions that come back each time the same code runs: starting the workers again would only repeat them."""
 
-SILENT_S = 2.5
-"""A rank whose heartbeat stays away for so long while another raises is dead, or cut off."""
 FULL = 0.95
 """Share of a node's memory in use at which a process that vanished was most likely killed for it."""
 RAY_MEMORY = "running low on memory"
@@ -108,6 +106,8 @@ def _verdict(failures: Mapping[int, Exception], account: Account) -> tuple[Cause
     error = final(failures)
     if error is None:
         silent = tuple(sorted(rank for rank, quiet in account.silent_s.items() if quiet >= SILENT_S))
+        if silent and account.cut_off:
+            return "node gone", tuple(sorted(account.cut_off)), "was cut off with its node"
         if silent:
             return _died(silent, "", account)
         rank, error = min(failures.items())

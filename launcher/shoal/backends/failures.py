@@ -102,7 +102,7 @@ def unwrap(
         guilty = sorted(rank for rank, each in failures.items() if lost(each)) or sorted(failures)
         last = [
             Problem(f"worker {rank}, last words", line)
-            for rank in guilty
+            for rank in (guilty if not told or told["cause"] != "hung" else ())  # whose stack is in the event
             for line in last_words(Path(logs), pids.get(rank))
         ]
         return TrainingError(Problem("training", what, resume), *last)

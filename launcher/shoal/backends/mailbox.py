@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from shoal.backends.watch import GONE, Beat, Hang, end, hangs
+from shoal.backends.watch import GONE, SILENT_S, Beat, Hang, end, hangs
 from shoal.train.world import Directive, Event
 
 DRAINED_EVERY_S = 2.0
@@ -24,6 +24,8 @@ class Account:
     silent_s: dict[int, float]
     """Seconds since then, of ranks that did not leave in order."""
     hangs: dict[int, Hang]
+    cut_off: frozenset[int] = frozenset()
+    """Silent ranks whose process Ray takes to be alive: a process's death is known at once, a node's only after a while."""
 
 
 class Mailbox:
@@ -41,6 +43,7 @@ class Mailbox:
         self.size = 0
         self.pids: dict[int, int] = {}
         self.nodes: dict[int, str] = {}
+        self.actors: dict[int, str] = {}
         self.beats: dict[int, Beat] = {}
         self.heard: dict[int, float] = {}
         self.hangs: dict[int, Hang] = {}
@@ -54,12 +57,12 @@ class Mailbox:
         self.events.append(event)
         return self.directive
 
-    def join(self, rank: int, size: int, pid: int, node_id: str) -> list[Event]:
+    def join(self, rank: int, size: int, pid: int, node_id: str, actor_id: str) -> list[Event]:
         """A worker process is up; when all are, the driver hears their pids. Answers how earlier groups ended."""
         if len(self.pids) == self.size or rank in self.pids:
-            self.pids, self.nodes, self.beats, self.heard, self.hangs = {}, {}, {}, {}, {}
+            self.pids, self.nodes, self.actors, self.beats, self.heard, self.hangs = {}, {}, {}, {}, {}, {}
         self.size = size
-        self.pids[rank], self.nodes[rank] = pid, node_id
+        self.pids[rank], self.nodes[rank], self.actors[rank] = pid, node_id, actor_id
         if len(self.pids) == size:
             ids = ", ".join(str(self.pids[each]) for each in sorted(self.pids))
             message = f"{size} worker{'s' if size > 1 else ''} up (process {ids})"
@@ -80,7 +83,9 @@ class Mailbox:
     def account(self) -> Account:
         """What is known of the group."""
         now = time.monotonic()
-        return Account(dict(self.beats), {rank: now - at for rank, at in self.heard.items()}, dict(self.hangs))
+        silent_s = {rank: now - at for rank, at in self.heard.items()}
+        cut_off = [rank for rank, silent in silent_s.items() if silent >= SILENT_S and _lives(self.actors[rank])]
+        return Account(dict(self.beats), silent_s, dict(self.hangs), frozenset(cut_off))
 
     def failed(self, failure: Event) -> None:
         """How the group ended: for the driver, and for rank 0 of the next one to write down. Nobody is waited for now."""
@@ -172,6 +177,12 @@ def _draining() -> set[str]:
         return set(state.get_draining_nodes())
     except (RuntimeError, OSError):  # the head does not answer just now
         return set()
+
+
+def _lives(actor_id: str) -> bool:
+    from ray._private.state import state
+
+    return state.actor_table(actor_id).get("State") == "ALIVE"
 
 
 def _end(pid: int, node_id: str) -> Any:

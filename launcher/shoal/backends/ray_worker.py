@@ -57,11 +57,11 @@ def work(config: dict[str, Any]) -> Result:
     quiet()
     plan = Plan.model_validate_json(config["plan"])
     context, mailbox = ray.train.get_context(), config["mailbox"]
-    rank, size, node_id = context.get_world_rank(), context.get_world_size(), ray.get_runtime_context().get_node_id()
-    joined = mailbox.join.remote(rank, size, os.getpid(), node_id)
+    rank, size, me = context.get_world_rank(), context.get_world_size(), ray.get_runtime_context()
+    joined = mailbox.join.remote(rank, size, os.getpid(), me.get_node_id(), me.get_actor_id())
     world = World(
-        rank=context.get_world_rank(),
-        size=context.get_world_size(),
+        rank=rank,
+        size=size,
         local_rank=context.get_local_rank(),
         local_size=context.get_local_world_size(),
         node=socket.gethostname(),

@@ -11,8 +11,8 @@ from shoal.train.world import LONG_PHASES
 
 PATIENCE = 6
 """How many times hang_timeout_s a long phase may last without a mark."""
-SILENT_S = 3.0
-"""Seconds without a heartbeat after which the whole process is taken to stand, not its training alone."""
+SILENT_S = 2.5
+"""Seconds without a heartbeat after which a process is dead, cut off, or stands as a whole."""
 STACK_S = 1.0
 """How long a process has to write its stack down before it is killed."""
 STACK_BYTES = 16_000
