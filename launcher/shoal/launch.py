@@ -107,7 +107,7 @@ def _again(
         return _go_on(folder, profile, backend, on_event, stop, REPLACED_S)
     made = Plan.model_validate_json(folder.storage.read(folder.plan))
     on_event({"kind": "run", "run": folder.id, "folder": folder.url, "plan": made})
-    on_event({"kind": "note", "message": "is finished already: there is nothing to do"})
+    on_event({"kind": "note", "message": f"{folder.id} is finished already: there is nothing to do"})
     return Outcome(folder, made, Result(**json.loads(folder.storage.read(folder.result))), None)
 
 
