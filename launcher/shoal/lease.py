@@ -159,10 +159,12 @@ def _numbers(folder: RunFolder) -> list[int]:
 
 
 def _holder(folder: RunFolder, number: int) -> Holder | None:
-    """None when it was let go meanwhile."""
+    """None when it was let go meanwhile. Raises: StorageError when it is there and cannot be read just now."""
     try:
         return Holder(**json.loads(folder.storage.read(_url(folder, number))))
     except StorageError:
+        if folder.storage.exists(_url(folder, number)):
+            raise
         return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shoal import lease
-from shoal.errors import ClusterError
+from shoal.errors import ClusterError, StorageError
 from shoal.lease import Holder, held, is_held
 from shoal.runs import RunFolder
 from shoal.storage import Storage, join
@@ -139,3 +139,24 @@ def test_a_pid_that_was_given_out_again_holds_nothing(folder: RunFolder) -> None
     assert not is_held(folder)
     leave(folder, 1, pid=1, started=now)
     assert not is_held(folder), "the first process is somebody else's, and began earlier"
+
+
+def test_a_store_that_fails_for_a_while_takes_the_run_from_nobody(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.02)
+    asked: list[str] = []
+    lost = threading.Event()
+
+    def fails(self: Storage, url: str) -> bytes:
+        asked.append(url)
+        raise StorageError("500 InternalError")
+
+    with held(folder, lost.set):
+        with monkeypatch.context() as away:
+            away.setattr(Storage, "read", fails)
+            deadline = time.monotonic() + 30
+            while len(asked) < 3:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert is_held(folder) and not lost.is_set()
