@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 TORCH_ARGS ?=
+TEST_PROCESSES ?= 2
 QUICKSTART_PROFILE ?= cluster/local.yaml
 # What `shoal run` must show, beside finishing, for exit status 0: flags go here.
 QUICKSTART_FLAGS ?= --expect-improvement
@@ -23,7 +24,7 @@ quickstart: $(STAMP)
 	$(BIN)/shoal run jobs/quickstart.yaml --on $(QUICKSTART_PROFILE) $(QUICKSTART_FLAGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,7 +1,11 @@
 """A model so small that a step takes milliseconds, with a real tokenizer; made once, kept in a folder."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 
 def gguf() -> Path:
@@ -11,18 +15,29 @@ def gguf() -> Path:
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
+@contextmanager
+def _missing(path: Path) -> Iterator[bool]:
+    """Whether the file has still to be made; one process at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path.parent}.lock"):
+        yield not path.exists()
+
+
 def tokenizer(folder: Path, source: Path) -> Path:
     """SmolLM2's own tokenizer with its chat template, in Hugging Face's layout."""
-    if not (folder / "tokenizer.json").exists():
-        from transformers import AutoTokenizer
+    with _missing(folder / "tokenizer.json") as missing:
+        if missing:
+            from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(str(folder))
+            AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(str(folder))
     return folder
 
 
 def llama(folder: Path, tokenizer_folder: Path) -> Path:
     """A random two-layer Llama (hidden 64, tied embeddings, fp32) with that tokenizer."""
-    if not (folder / "model.safetensors").exists():
+    with _missing(folder / "model.safetensors") as missing:
+        if not missing:
+            return folder
         import torch
         from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
