@@ -108,7 +108,7 @@ def fill_disk(trial: Trial) -> None:
     host.run("sh", "-c", f"dd if=/dev/zero of={CACHE}/fill bs=1M 2>/dev/null || true")
     trial.hurt()
     assert trial.command.end() != 0, "a full disk was not noticed"
-    assert "free space" in trial.command.lines[-1], trial.command.lines[-1]
+    assert "free space" in trial.command.said, trial.command.said
     host.run("rm", f"{CACHE}/fill")
     trial.submit_again()
 
@@ -270,7 +270,8 @@ def main() -> None:
         "train": {"num_train_epochs": 10_000, "max_steps": STEPS, "batch_size": BATCH, "eval_steps": 1_000_000},
         # Constant, so that a longer run begins like a shorter one; small, so that rounding is not blown up on the way.
         "optimizer": {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "warmup_steps": 0},
-        "checkpoint": {"every_steps": EVERY, "keep": 2},
+        # SeaweedFS 4.48 that was killed loses live objects when it clears deleted ones away: here none is deleted.
+        "checkpoint": {"every_steps": EVERY, "keep": 1000},
     }
     with ray_hosts(("head", "one", "two"), cpus=2) as cluster:
         trials = Trials(cluster, model, ROWS, **sections)
