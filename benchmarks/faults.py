@@ -276,7 +276,7 @@ def main() -> None:
     }
     with ray_hosts(("head", "one", "two"), cpus=2) as cluster:
         trials = Trials(cluster, model, ROWS, **sections)
-        untouched = trials.untouched(LONG)
+        untouched = trials.run("untouched", lambda trial: None, *_steps(LONG))
         print(f"untouched: {untouched.read[-1].time - untouched.read[0].time:.1f} s for {LONG} steps", flush=True)
         if given.soak:
             found = soaked(trials, untouched, given.soak_steps)
