@@ -36,7 +36,7 @@ from shoal.train.world import Event, Report, Result, World
 
 FOLDER = BENCH / "save"
 GOAL = {"synchronous": 0.1, "step": 1.0}
-EVERY = {"lora": 2, "full": 4}
+EVERY = {"lora": 2, "full": 3}
 """Steps between saves: enough that an upload is over before the next one."""
 
 
