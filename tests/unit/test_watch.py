@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from shoal.backends.mailbox import Mailbox
 from shoal.backends.watch import GONE, PATIENCE, Beat, end, hangs, memory_in_use
 from shoal.train.world import Directive, Pulse
 
@@ -99,3 +100,10 @@ def test_a_pulse_keeps_the_strongest_wish_and_who_had_it() -> None:
     with pulse.collective():
         assert pulse.waiting and pulse.marks == 1
     assert not pulse.waiting and pulse.marks == 2
+
+
+def test_a_group_of_another_size_counts_anew():
+    mailbox = Mailbox(hang_timeout_s=60)
+    mailbox.join(rank=1, size=2, pid=11, node_id="a")  # rank 0 never came
+    mailbox.join(rank=0, size=1, pid=12, node_id="a")
+    assert [event["pids"] for event in mailbox.events] == [{0: 12}]

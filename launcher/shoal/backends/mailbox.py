@@ -59,7 +59,7 @@ class Mailbox:
 
     def join(self, rank: int, size: int, pid: int, node_id: str, actor_id: str) -> list[Event]:
         """A worker process is up; when all are, the driver hears their pids. Answers how earlier groups ended."""
-        if len(self.pids) == self.size or rank in self.pids:
+        if size != self.size or len(self.pids) == size or rank in self.pids:
             self.pids, self.nodes, self.actors, self.beats, self.heard, self.hangs = {}, {}, {}, {}, {}, {}
         self.size = size
         self.pids[rank], self.nodes[rank], self.actors[rank] = pid, node_id, actor_id
