@@ -104,6 +104,6 @@ def test_a_pulse_keeps_the_strongest_wish_and_who_had_it() -> None:
 
 def test_a_group_of_another_size_counts_anew():
     mailbox = Mailbox(hang_timeout_s=60)
-    mailbox.join(rank=1, size=2, pid=11, node_id="a")  # rank 0 never came
-    mailbox.join(rank=0, size=1, pid=12, node_id="a")
+    mailbox.join(rank=1, size=2, pid=11, node_id="a", actor_id="a1")  # rank 0 never came
+    mailbox.join(rank=0, size=1, pid=12, node_id="a", actor_id="a2")
     assert [event["pids"] for event in mailbox.events] == [{0: 12}]
