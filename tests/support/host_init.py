@@ -1,6 +1,7 @@
 """Process 1 of a host: `python host_init.py NAME FOLDER`, in namespaces of its own. Makes the host's places, then reaps.
 
 FOLDER/tmp becomes its disk under /tmp, FOLDER/hosts and FOLDER/resolv.conf its names; /dev/shm is a memory of its own.
+The checkout and its environment stay where they are, below /tmp too.
 """
 
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 SHARED_MEMORY = "size=2g"
 
 
@@ -17,8 +19,15 @@ def main(name: str, folder: Path) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     socket.sethostname(name)
     mount("-t", "tmpfs", "-o", SHARED_MEMORY, "tmpfs", "/dev/shm")
-    for source, place in (("tmp", "/tmp"), ("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")):
+    for source, place in (("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")):
         mount("--bind", str(folder / source), os.path.realpath(place))
+    disk, shared = folder / "tmp", Path("/tmp").resolve()
+    for place in {CHECKOUT, Path(sys.prefix).resolve()}:
+        if place.is_relative_to(shared):
+            again = disk / place.relative_to(shared)
+            again.mkdir(parents=True, exist_ok=True)
+            mount("--bind", str(place), str(again))
+    mount("--rbind", str(disk), str(shared))
     print("up", flush=True)
     while True:
         signal.sigwait({signal.SIGCHLD})
