@@ -75,7 +75,7 @@ def test_a_run_goes_on(fault: Callable[[RayHosts], None], cluster: RayHosts, tri
         fault(cluster)
         trial.until_again()
 
-    found = trials.run(fault.__name__, hurt)
+    found = trials.run(fault.__name__.replace("_", "-"), hurt)
     if fault is not kill_worker:
         cluster.restart("two")
     same(found, untouched)
