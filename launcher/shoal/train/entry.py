@@ -49,7 +49,6 @@ def run(plan: Plan, world: World, report: Report) -> Result:
     """
     if plan.layout.device == "cpu" and sys.platform == "linux":
         keep_memory()
-    plan = plan.model_copy(update={"layout": resized(plan.layout, plan.trajectory.batch_size, world.size)})
     plain = Storage(plan.storage.s3)
     journal = Journal(plan, RunFolder(plain, plan.storage.run), plain) if world.is_main else None
     if journal is not None:
@@ -118,7 +117,8 @@ class Worker:
         model = build(plan, self.base, start, world)
         if plan.self_check and manifest is None:
             self._check(model, prepared, order)
-        engine = Engine(model, plan.layout, plan.trajectory.optimizer, world)
+        layout = resized(plan.layout, plan.trajectory.batch_size, world.size)
+        engine = Engine(model, layout, plan.trajectory.optimizer, world)
         progress = self._restore(engine, manifest) if manifest else START
         keep = partial(replay.keep, prepared=prepared, folder=self.folder, storage=self.storage, world=world)
         saver = Saver(engine, plan, self.folder, self.storage, world, self.voice, progress)
