@@ -20,7 +20,7 @@ FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 8.0
 SLOW_S = 5.0
 SLOW_BYTES_PER_S = 1 << 20
-"""A read is slow when it took SLOW_S more than its bytes take at this rate."""
+"""A request is slow when it took SLOW_S more than its bytes take at this rate."""
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ class S3Objects(S3Requests):
             finally:
                 sent_before = True
 
-        self._run(url, "put", call)
+        self._run(url, "put", call, len(data))
 
     def upload(self, source: Path, url: str) -> None:
         self._upload(url, source, source.stat().st_size)
@@ -255,6 +255,7 @@ class S3Objects(S3Requests):
             url,
             "upload",
             lambda: obstore.put(client, key, data, chunk_size=part, max_concurrency=PARTS_AT_ONCE),
+            size,
         )
 
     def delete(self, url: str) -> None:
