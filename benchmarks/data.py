@@ -29,7 +29,7 @@ import numpy as np
 import psutil
 from corpus import FOLDER, LONGEST, rows
 from materials import ROOT, environment, readers
-from running import finish
+from running import finish, memories
 from stored import OBJECTS, READERS, STORE, make, url
 
 from shoal.store import connection, serving
@@ -132,16 +132,9 @@ def _look(pid: int, peaks: dict[int, int], held: dict[int, int]) -> None:
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         return
-    for member in family:
-        try:
-            status = Path(f"/proc/{member.pid}/status").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        for line in status.splitlines():
-            if line.startswith("VmHWM:"):
-                peaks[member.pid] = int(line.split()[1]) * 1024
-            if line.startswith("RssAnon:"):
-                held[member.pid] = max(held.get(member.pid, 0), int(line.split()[1]) * 1024)
+    for member, memory in memories(family):
+        peaks[member] = memory["VmHWM"]
+        held[member] = max(held.get(member, 0), memory["RssAnon"])
 
 
 def _objects_per_batch(numbers: list[np.ndarray], sizes: list[np.ndarray], count: int) -> float:

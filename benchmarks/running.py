@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,14 +55,24 @@ def _sample(pid: int, peaks: dict[int, int]) -> None:
         family = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return
-    for member in family:
+    for member, memory in memories(family):
+        peaks[member] = memory["VmHWM"]
+
+
+def memories(processes: Iterable[psutil.Process]) -> Iterator[tuple[int, dict[str, int]]]:
+    """(pid, bytes by the kernel's name) of those that are still there."""
+    for one in processes:
         try:
-            status = Path(f"/proc/{member.pid}/status").read_text()
+            lines = Path(f"/proc/{one.pid}/status").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        for line in status.splitlines():
-            if line.startswith("VmHWM:"):
-                peaks[member.pid] = int(line.split()[1]) * 1024
+        found = {
+            name: int(rest.split()[0]) * 1024
+            for name, _, rest in (line.partition(":") for line in lines)
+            if rest.endswith(" kB")
+        }
+        if "VmHWM" in found:  # a process that is dying has no memory left
+            yield one.pid, found
 
 
 def shoal(job: dict, folder: Path, log: Path) -> tuple[Ran, Path]:

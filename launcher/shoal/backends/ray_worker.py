@@ -1,4 +1,4 @@
-"""The worker's side of the local backend: one process of Ray Train's, from its start to its result."""
+"""The worker's side of a Ray backend: one process of Ray Train's, from its start to its result."""
 
 import faulthandler
 import os
