@@ -127,6 +127,10 @@ def _take(folder: RunFolder) -> _Lease:
     except FileExistsError:
         holder = _holder(folder, lease.number)
         raise ClusterError(_busy(folder, holder)) from None
+    newest = max(_numbers(folder), default=0)
+    if newest > lease.number:  # a folder that changes while it is listed may show neither the old lease nor the new one
+        folder.storage.delete(lease.url)
+        raise ClusterError(_busy(folder, _holder(folder, newest)))
     for number in numbers:
         folder.storage.delete(_url(folder, number))
     return lease

@@ -98,6 +98,23 @@ def test_of_many_drivers_one_wins(folder: RunFolder) -> None:
     assert len(refused) == 7
 
 
+def test_a_driver_that_saw_an_empty_folder_gives_way_to_the_newer_lease(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing a folder while one lease replaces another may show neither."""
+    leave(folder, 4, machine="other", beat=time.time())
+    true, listings = lease._numbers, []
+
+    def torn(of: RunFolder) -> list[int]:
+        listings.append(true(of))
+        return [] if len(listings) == 1 else listings[-1]
+
+    monkeypatch.setattr(lease, "_numbers", torn)
+    with pytest.raises(ClusterError, match="on here"), held(folder, never):
+        pass
+    assert true(folder) == [4]
+
+
 def test_a_holder_that_slept_past_its_time_finds_out(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
     lost = threading.Event()

@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from pathlib import Path
 
@@ -112,6 +113,28 @@ def test_relative_patterns_give_absolute_urls(storage: Storage, folder: str, mon
 def test_half_written_files_are_not_listed(storage: Storage, folder: str) -> None:
     Path(folder, f".6.jsonl.abcd{PARTIAL}").write_text("half")
     assert [one.url for one in storage.list(f"{folder}/*")] == [f"{folder}/z.jsonl"]
+
+
+def test_a_folder_is_listed_while_others_delete_in_it(storage: Storage, folder: str) -> None:
+    """A driver lists the leases of a run while another takes it, and retention deletes beside a listing."""
+    over = threading.Event()
+
+    def churn() -> None:
+        number = 0
+        while not over.is_set():
+            path = Path(folder, "a", f"{number % 50}.jsonl")
+            path.unlink(missing_ok=True) if path.exists() else path.write_text("x")
+            number += 1
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(500):
+            assert f"{folder}/a/b/c/5.jsonl" in [one.url for one in storage.list(f"{folder}/")]
+            storage.find(f"{folder}/a/7.jsonl")
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_folders_and_prefixes(storage: Storage, folder: str) -> None:

@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,6 +68,12 @@ def _etag(status: os.stat_result) -> str:
     return f"{status.st_size:x}-{status.st_mtime_ns:x}"
 
 
+def _unless_gone(function: object, path: str, error: tuple) -> None:
+    """For shutil.rmtree: what somebody else deletes meanwhile is deleted."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
+
+
 def _to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -127,12 +133,13 @@ class LocalFiles:
 
     def find(self, url: str) -> ObjectInfo | None:
         path = self.path(url)
-        with answering(url):
+        with answering(url), suppress(FileNotFoundError):  # deleted between the two looks
             return self._info(path) if path.is_file() else None
+        return None
 
     def children(self, url: str) -> Children:
         folders, objects = [], []
-        with answering(url):
+        with answering(url), suppress(FileNotFoundError):  # a missing folder is an empty one
             if not self.path(url).is_dir():
                 return Children([], [])
             with os.scandir(self._root + url.removeprefix(self._prefix)) as entries:
@@ -140,7 +147,8 @@ class LocalFiles:
                     if entry.is_dir():
                         folders.append(f"{url}{entry.name}/")
                     elif entry.is_file() and not entry.name.endswith(PARTIAL):
-                        objects.append(self._info(entry))
+                        with suppress(FileNotFoundError):  # deleted since the folder was read
+                            objects.append(self._info(entry))
         return Children(folders, objects)
 
     def under(self, url: str) -> list[ObjectInfo]:
@@ -152,7 +160,7 @@ class LocalFiles:
             if not url.endswith("/"):
                 self.path(url).unlink(missing_ok=True)
             elif self.path(url).is_dir():
-                shutil.rmtree(self.path(url))
+                shutil.rmtree(self.path(url), onerror=_unless_gone)
 
     def make_bucket(self, bucket: str) -> None:
         url = f"{self._prefix}{bucket}"
