@@ -101,7 +101,7 @@ def list_runs(storage: Storage, runs_url: str) -> list[RunFolder]:
     """The runs that have a plan, oldest first; those whose id says no time come before all."""
     plans = storage.list(join(runs_url, "*", "plan.json"))
     runs = [RunFolder(storage, one.url.removesuffix("/plan.json")) for one in plans]
-    return sorted((run for run in runs if GIVEN_ID.fullmatch(run.id)), key=_made)
+    return sorted((run for run in runs if GIVEN_ID.fullmatch(run.id)), key=lambda run: made_order(run.id))
 
 
 def checked_id(given: str) -> str:
@@ -114,28 +114,38 @@ def checked_id(given: str) -> str:
 
 def find_run(storage: Storage, runs_url: str, beginning: str) -> RunFolder:
     """The one run whose id begins so, or is just so; SpecError lists the candidates, or the nearest ids."""
-    if not beginning.strip():
-        raise SpecError(Problem("run", "no run was named", "give the beginning of a run's id; `shoal runs` lists them"))
     runs = {run.id: run for run in list_runs(storage, runs_url)}
-    if beginning in runs:
-        return runs[beginning]
-    fitting = [run_id for run_id in runs if run_id.startswith(beginning)]
+    return runs[find_id(list(runs), beginning, runs_url, "run", "start one with `shoal run JOB`")]
+
+
+def find_id(ids: list[str], beginning: str, where: str, kind: str, start: str) -> str:
+    """The one of `ids` (oldest first) that begins so, or is just so. `kind` and `start` are words for messages.
+
+    Raises: SpecError with the candidates, or the nearest ids.
+    """
+    if not beginning.strip():
+        fix = f"give the beginning of a {kind}'s id; `shoal runs` lists them"
+        raise SpecError(Problem(kind, f"no {kind} was named", fix))
+    if beginning in ids:
+        return beginning
+    fitting = [one for one in ids if one.startswith(beginning)]
     if len(fitting) == 1:
-        return runs[fitting[0]]
+        return fitting[0]
     if fitting:
-        raise SpecError(Problem(beginning, f"{len(fitting)} runs begin so", f"name one of {_shown(fitting)}"))
-    if not runs:
-        raise SpecError(Problem(beginning, f"there are no runs in {runs_url}", "start one with `shoal run JOB`"))
+        raise SpecError(Problem(beginning, f"{len(fitting)} {kind}s begin so", f"name one of {_shown(fitting)}"))
+    if not ids:
+        raise SpecError(Problem(beginning, f"there are no {kind}s in {where}", start))
     # Compared over the length that was typed, so that a mistyped beginning still finds its run.
-    beginnings = {run_id[: len(beginning)]: run_id for run_id in runs}
+    beginnings = {one[: len(beginning)]: one for one in ids}
     near = [beginnings[one] for one in get_close_matches(beginning, beginnings, n=SHOWN, cutoff=0.7)]
-    fix = f"did you mean {_shown(near)}?" if near else f"the newest are {_shown(list(runs))}"
-    raise SpecError(Problem(beginning, f"no run in {runs_url} begins so", fix))
+    fix = f"did you mean {_shown(near)}?" if near else f"the newest are {_shown(ids)}"
+    raise SpecError(Problem(beginning, f"no {kind} in {where} begins so", fix))
 
 
-def _made(run: RunFolder) -> tuple[str, str]:
-    match = RUN_ID.fullmatch(run.id)
-    return match["made"] if match else "", run.id
+def made_order(run_id: str) -> tuple[str, str]:
+    """To sort ids by: the time that an id says (none comes first), then the id."""
+    match = RUN_ID.fullmatch(run_id)
+    return match["made"] if match else "", run_id
 
 
 def _shown(run_ids: list[str]) -> str:

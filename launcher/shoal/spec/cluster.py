@@ -95,6 +95,8 @@ class ClusterProfile(Frozen):
     """Times it is started again because a worker was asked to leave, or its node was drained."""
     hang_timeout_s: float = Field(default=600, gt=0)
     """Seconds without progress after which a worker is killed and its group started again; loading and export have more."""
+    price_per_worker_hour: float | None = Field(default=None, gt=0)
+    """What an hour of one worker costs, in any currency: plans and sweeps then say what they cost."""
     storage: StorageSpec = StorageSpec()
     """Where files lie."""
 

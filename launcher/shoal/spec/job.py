@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from shoal.spec.base import Frozen
+from shoal.spec.sweep import SweepSpec
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 Location = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
@@ -157,7 +158,8 @@ class CheckpointSpec(Frozen):
     """Steps between checkpoints, or `auto`: what loses least, by the measured cost of a save; one is always written at
     the end."""
     mean_time_between_failures_h: float = Field(default=24, gt=0)
-    """Hours that all workers together run before one fails, for `auto`; spot machines: a few, one own machine: hundreds."""
+    """Hours that all workers together run before one fails, for `auto`; spot machines: a few, one own machine: hundreds.
+    What the run then sees of failures counts more and more."""
     keep: int = Field(default=3, ge=1)
     """Newest checkpoints to keep; the best one is kept besides."""
 
@@ -194,3 +196,5 @@ class JobSpec(Frozen):
     """What to write at the end."""
     prompts: list[str] = []
     """Prompts answered by the base and by the result, shown at the end."""
+    sweep: SweepSpec | None = None
+    """Train it many times, with other values of some fields, and find the best: `shoal sweep`."""

@@ -1,0 +1,162 @@
+"""The name of every file in a sweep's folder, and what they hold. The trials' own runs lie beside it."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from shoal.runs import GIVEN_ID, RunFolder, find_id, made_order
+from shoal.spec.base import Frozen
+from shoal.spec.job import JobSpec
+from shoal.spec.sweep import SweepSpec
+from shoal.storage import Storage, join
+
+SWEEP_VERSION = 1
+
+
+class SweepPlan(Frozen):
+    """What a sweep was begun with."""
+
+    version: int
+    shoal: str
+    """Version of Shoal that made it."""
+    sweep_id: str
+    made: str
+    """UTC, ISO 8601."""
+    spec: SweepSpec
+    job: JobSpec
+    """The job that each trial changes; without its `sweep`."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One suggestion, written down before its trial begins."""
+
+    number: int
+    """From 1, in the order of the suggestions."""
+    params: dict[str, Any]
+    """Dotted job field -> value."""
+    run: str
+    """Id of the trial's run."""
+    time: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """How a trial ended."""
+
+    number: int
+    state: Literal["finished", "stopped", "failed"]
+    why: str
+    """In words: what stopped it, or why it failed; empty when it finished."""
+    metric: float | None
+    """Its last value."""
+    best: float | None
+    """Its best value after the first step."""
+    step: int
+    tokens: int
+    seconds: float
+    """From the trial's beginning to its end, all sittings together."""
+    start_s: float | None
+    """Of these, before its first step, in the first sitting."""
+    retries: int
+    """Times it was tried again with a smaller micro-batch."""
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Where a sweep keeps what; every property is a url, and folders end in "/"."""
+
+    storage: Storage
+    url: str
+    """The sweep's folder, without a slash at the end."""
+
+    @property
+    def id(self) -> str:
+        return self.url.rstrip("/").rpartition("/")[2]
+
+    @property
+    def plan(self) -> str:
+        """The SweepPlan: a sweep exists when this does."""
+        return join(self.url, "sweep.json")
+
+    @property
+    def job(self) -> str:
+        """The job file as it was submitted, overrides applied, its `sweep` there."""
+        return join(self.url, "job.yaml")
+
+    @property
+    def trials(self) -> str:
+        return join(self.url, "trials/")
+
+    @property
+    def events(self) -> str:
+        """One JSON line per thing that happened to the sweep."""
+        return join(self.url, "events.jsonl")
+
+    @property
+    def report(self) -> str:
+        return join(self.url, "report.html")
+
+    @property
+    def lease(self) -> RunFolder:
+        """The folder as `lease.held` takes it: one driver per sweep."""
+        return RunFolder(self.storage, self.url)
+
+    def trial(self, number: int) -> str:
+        return join(self.trials, f"{number:04d}.json")
+
+    def end(self, number: int) -> str:
+        return join(self.trials, f"{number:04d}.end.json")
+
+    def run_id(self, number: int) -> str:
+        """The id of a trial's run."""
+        return f"{self.id}-{number:04d}"
+
+    def run(self, number: int) -> RunFolder:
+        """The trial's run folder, beside the sweep's."""
+        return RunFolder(self.storage, join(self.url.rstrip("/").rpartition("/")[0], self.run_id(number)))
+
+    def write_plan(self, plan: SweepPlan) -> None:
+        """Write the plan for good. Raises: StorageError when the sweep is there already."""
+        body = plan.model_dump(mode="json", exclude_unset=True)  # what a job leaves out is the planner's to decide
+        self.storage.write(self.plan, json.dumps(body, indent=1).encode(), if_absent=True)
+
+    def read_plan(self) -> SweepPlan:
+        return SweepPlan.model_validate_json(self.storage.read(self.plan))
+
+    def write_trial(self, trial: Trial) -> None:
+        """Write a suggestion down. Raises: StorageError when that number is taken."""
+        self.storage.write(self.trial(trial.number), _line(trial), if_absent=True)
+
+    def write_end(self, end: TrialEnd) -> None:
+        self.storage.write(self.end(end.number), _line(end))
+
+    def read_trials(self) -> list[tuple[Trial, TrialEnd | None]]:
+        """Every suggestion with its end, in the order of their numbers; a number may be missing."""
+        ends: dict[int, TrialEnd] = {}
+        begun: list[Trial] = []
+        for one in self.storage.list(self.trials):
+            body = json.loads(self.storage.read(one.url))
+            if one.url.endswith(".end.json"):
+                ends[body["number"]] = TrialEnd(**body)
+            else:
+                begun.append(Trial(**body))
+        return [(trial, ends.get(trial.number)) for trial in sorted(begun, key=lambda one: one.number)]
+
+
+def list_sweeps(storage: Storage, runs_url: str) -> list[SweepFolder]:
+    """The sweeps, oldest first; those whose id says no time come before all."""
+    plans = storage.list(join(runs_url, "*", "sweep.json"))
+    sweeps = [SweepFolder(storage, one.url.removesuffix("/sweep.json")) for one in plans]
+    return sorted((one for one in sweeps if GIVEN_ID.fullmatch(one.id)), key=lambda one: made_order(one.id))
+
+
+def find_sweep(storage: Storage, runs_url: str, beginning: str) -> SweepFolder:
+    """The one sweep whose id begins so, or is just so. Raises: SpecError with the candidates, or the nearest ids."""
+    sweeps = {one.id: one for one in list_sweeps(storage, runs_url)}
+    return sweeps[find_id(list(sweeps), beginning, runs_url, "sweep", "start one with `shoal sweep JOB`")]
+
+
+def _line(record: Trial | TrialEnd) -> bytes:
+    return (json.dumps(asdict(record)) + "\n").encode()
