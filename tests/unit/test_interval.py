@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.train.interval import UPLOAD_ROOM, interval_seconds, interval_steps
+from shoal.train.interval import UPLOAD_ROOM, interval_seconds, interval_steps, mean_time_between_failures
 
 stalls = st.floats(0.001, 100)
 failures = st.floats(600, 1e7)
@@ -14,6 +14,14 @@ failures = st.floats(600, 1e7)
 
 def test_the_textbook_example():
     assert interval_seconds(stall_s=5, mean_time_between_failures_s=24 * 3600) == pytest.approx(929.5, abs=0.1)
+
+
+def test_what_is_seen_of_failures_takes_the_place_of_what_was_expected():
+    day = 24 * 3600.0
+    assert mean_time_between_failures(day, 0, 0) == day
+    assert mean_time_between_failures(day, 100 * day, 100) == pytest.approx(day)
+    assert mean_time_between_failures(day, 10 * day, 99) == pytest.approx(0.11 * day)
+    assert mean_time_between_failures(day, 9 * day, 0) == 10 * day
 
 
 @given(stalls, failures, st.floats(0.2, 5))

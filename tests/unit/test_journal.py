@@ -115,6 +115,28 @@ def test_a_start_from_nothing_drops_all_steps(tmp_path: Path, folder: RunFolder,
     assert len(scalars(folder, "train/loss")) == 1
 
 
+def test_an_attempt_failed_when_it_was_told_or_its_steps_were_lost(tmp_path: Path, folder: RunFolder, storage: Storage):
+    plan = make_plan(tmp_path)
+    failure = {"kind": "failure", "time": "2026-01-01T00:00:00+00:00", "message": "worker 0 died"}
+    ends = [
+        [],  # its driver was killed with it: its steps are lost, and nobody told
+        [failure | {"cause": "process died", "attempt": 2}],
+        [failure | {"cause": "preempted", "attempt": 3}],
+        [],
+    ]
+    found = []
+    for attempt, end in enumerate(ends, 1):
+        journal = Journal(plan, folder, storage)
+        if attempt > 1:
+            journal.resume(attempt - 1 if attempt > 2 else 0)
+        found.append(journal.failed_attempts())
+        journal.record(step(attempt))
+        for event in end:
+            journal.record(event)
+        journal.close()
+    assert found == [0, 1, 2, 2]
+
+
 def test_what_json_cannot_say_is_null(tmp_path: Path, folder: RunFolder, storage: Storage):
     journal = Journal(make_plan(tmp_path), folder, storage)
     journal.record(evaluation(1) | {"perplexity": float("inf"), "loss": float("nan")})

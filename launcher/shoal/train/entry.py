@@ -121,7 +121,9 @@ class Worker:
         engine = Engine(model, layout, plan.trajectory.optimizer, world)
         progress = self._restore(engine, manifest) if manifest else START
         keep = partial(replay.keep, prepared=prepared, folder=self.folder, storage=self.storage, world=world)
-        saver = Saver(engine, plan, self.folder, self.storage, world, self.voice, progress)
+        saver = Saver(
+            engine, plan, self.folder, self.storage, world, self.voice, progress, self.voice.failed_attempts()
+        )
         return Loop(plan, world, engine, prepared, order, reader, self.voice, saver, keep, progress)
 
     @cached_property

@@ -8,6 +8,14 @@ UPLOAD_ROOM = 2.0
 """A save follows the one before after at least so many times its upload: the next one would only wait for it."""
 
 
+def mean_time_between_failures(expected_s: float, trained_s: float, failures: int) -> float:
+    """Seconds between failures: what was expected counts like one failure seen, and gives way to what is seen.
+
+    The posterior mean of a Poisson process under a gamma prior of one failure in `expected_s`.
+    """
+    return (expected_s + trained_s) / (1 + failures)
+
+
 def interval_seconds(stall_s: float, mean_time_between_failures_s: float, upload_s: float = 0.0) -> float:
     """Seconds of training between saves that lose least, to stalls and to steps repeated after failures together.
 

@@ -82,6 +82,13 @@ class Journal:
             if (event["kind"], event["time"]) not in known:
                 self.record(event)
 
+    def failed_attempts(self) -> int:
+        """Earlier attempts that a failure ended, or whose steps were lost: with a driver, for example."""
+        with self._rows_lock, self._on_disk():
+            events = parse(self._events.read_bytes())
+        told = {row["attempt"] for row in events if row["kind"] == "failure" and row["cause"] != "preempted"}
+        return len(told | {row["of"] for row in events if row["kind"] == "repeated"})
+
     def record(self, event: Event) -> None:
         """Write one event with the time and the attempt: step and eval rows as metrics, everything else as events.
 

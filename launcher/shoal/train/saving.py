@@ -11,7 +11,7 @@ from shoal.runs import RunFolder
 from shoal.storage import Storage
 from shoal.train.checkpoint import States, snapshot
 from shoal.train.collective import exchange, from_main, raise_first
-from shoal.train.interval import FIRST_STEPS, interval_steps
+from shoal.train.interval import FIRST_STEPS, interval_steps, mean_time_between_failures
 from shoal.train.manifest import Manifest, Progress
 from shoal.train.parts import memory_room, share_folder
 from shoal.train.upload import AWAY_S, Saved, Shipment, Upload
@@ -46,14 +46,16 @@ class Saver:
         world: World,
         voice: Voice,
         start: Progress,
+        failures: int = 0,
     ):
+        """`failures`: attempts at this run that failed so far, known on rank 0."""
         self._engine, self._plan, self._folder, self._world, self._voice = engine, plan, folder, world, voice
         self._storage = storage.patient(AWAY_S)
         self._scratch = share_folder(plan, world.rank)
         self._attempt = from_main(world, lambda: secrets.token_hex(3))
         self._every = plan.checkpoint.every_steps
         self._due = start.step + FIRST_STEPS
-        self._since, self._saves = start, 0
+        self._since, self._saves, self._failures = start, 0, failures
         self._upload: Upload | None = None
         self._stalled = self._waited = self._upload_s = 0.0
         self._told = True
@@ -140,8 +142,9 @@ class Saver:
         step_s = (progress.seconds - self._since.seconds) / max(1, progress.step - self._since.step)
         if step_s <= 0:
             return FIRST_STEPS
-        failures_s = 3600 * self._plan.checkpoint.mean_time_between_failures_h
-        return interval_steps(step_s, stall_s, failures_s, self._upload_s)
+        expected_s = 3600 * self._plan.checkpoint.mean_time_between_failures_h
+        between_s = mean_time_between_failures(expected_s, progress.seconds, self._failures)
+        return interval_steps(step_s, stall_s, between_s, self._upload_s)
 
     def _tell(self, saved: Saved) -> None:
         self._told = True

@@ -68,6 +68,10 @@ class Voice:
         if self._journal is not None:
             self._journal.resume(step)
 
+    def failed_attempts(self) -> int:
+        """Earlier attempts at this run that failed; 0 on other ranks than 0."""
+        return self._journal.failed_attempts() if self._journal is not None else 0
+
     def flush(self) -> None:
         if self._journal is not None:
             self._journal.flush()
