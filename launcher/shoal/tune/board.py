@@ -1,0 +1,163 @@
+"""A sweep's leaderboard, from what the sweep and its trials' runs wrote down."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from shoal import lease
+from shoal.record import rows
+from shoal.record.rows import Record
+from shoal.tune.folder import SweepFolder, SweepPlan, Trial, TrialEnd
+
+
+@dataclass(frozen=True)
+class Point:
+    """The metric at one moment of a trial."""
+
+    step: int
+    tokens: int
+    """Seen until then."""
+    value: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One trial, as the leaderboard shows it."""
+
+    number: int
+    run: str
+    params: dict[str, Any]
+    state: str
+    """finished, stopped (by the scheduler or the budget), failed, running, or unfinished (it can go on)."""
+    why: str
+    """What stopped it, or why it failed."""
+    metric: float | None
+    """The newest value."""
+    best: float | None
+    """The best value after the first step."""
+    step: int
+    tokens: int
+    seconds: float | None
+    """None until it ended."""
+    start_s: float | None
+    retries: int
+    curve: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Board:
+    """All trials that began, in the order of their numbers."""
+
+    sweep: str
+    folder: str
+    metric: str
+    mode: str
+    trials: int | None
+    """How many there will be at most; None where a grid says it."""
+    running: bool
+    """Somebody drives the sweep now."""
+    takes_best: bool
+    """A trial exports its best checkpoint, and is judged by its best value, rather than the last."""
+    rows: tuple[Standing, ...]
+
+    def score(self, row: Standing) -> float | None:
+        """What a trial is judged by: the value of what it exports."""
+        return row.best if self.takes_best else row.metric
+
+    @property
+    def ranked(self) -> list[Standing]:
+        """Best first: those that finished before those that did not, those without a value last."""
+
+        def key(row: Standing) -> tuple[bool, float, int]:
+            score = self.score(row)
+            signed = math.inf if score is None else score if self.mode == "min" else -score
+            return row.state != "finished", signed, row.number
+
+        return sorted(self.rows, key=key)
+
+    @property
+    def winner(self) -> Standing | None:
+        """The best trial that finished; None where none has."""
+        return next((row for row in self.ranked if row.state == "finished" and self.score(row) is not None), None)
+
+    def count(self, state: str) -> int:
+        return sum(row.state == state for row in self.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        winner = self.winner
+        ranked = [asdict(row) | {"score": self.score(row)} for row in self.ranked]
+        own = {name: value for name, value in asdict(self).items() if name != "rows"}
+        return own | {"winner": None if winner is None else winner.number, "rows": ranked}
+
+
+def board(folder: SweepFolder) -> Board:
+    """The leaderboard as it stands now. Raises: StorageError."""
+    plan = folder.read_plan()
+    return Board(
+        sweep=folder.id,
+        folder=folder.url,
+        metric=plan.spec.metric,
+        mode=plan.spec.mode,
+        trials=plan.spec.trials,
+        running=lease.is_held(folder.lease),
+        takes_best=plan.job.train.load_best_model_at_end,
+        rows=tuple(standing(folder, plan, trial, end) for trial, end in folder.read_trials()),
+    )
+
+
+def standing(folder: SweepFolder, plan: SweepPlan, trial: Trial, end: TrialEnd | None) -> Standing:
+    """One trial, its end merged with what its run wrote."""
+    run = folder.run(trial.number)
+    points = curve(rows.read(run), plan.spec.metric)
+    last = points[-1] if points else None
+    own = {"number": trial.number, "run": trial.run, "params": trial.params, "curve": tuple(points)}
+    if end is None:
+        return Standing(
+            **own,
+            state="running" if lease.is_held(run) else "unfinished",
+            why="",
+            metric=last.value if last else None,
+            best=best(points, plan.spec.mode),
+            step=last.step if last else 0,
+            tokens=last.tokens if last else 0,
+            seconds=None,
+            start_s=None,
+            retries=0,
+        )
+    return Standing(
+        **own,
+        state=end.state,
+        why=end.why,
+        metric=end.metric,
+        best=end.best,
+        step=end.step,
+        tokens=end.tokens,
+        seconds=end.seconds,
+        start_s=end.start_s,
+        retries=end.retries,
+    )
+
+
+def curve(record: Record, metric: str) -> list[Point]:
+    """The metric over a run, from its rows: at each evaluation, or at each logged step for train.loss."""
+    points, tokens = [], 0
+    wanted = "eval" if metric == "validation.loss" else "step"
+    for row in sorted(record.metrics, key=lambda one: (one["step"], one["kind"] == "eval")):
+        if row["kind"] == "step":
+            # A row that speaks for several steps has the tokens of the last one: steps are about alike.
+            tokens += row.get("tokens", 0) * row.get("covers", {}).get("steps", 1)
+        if row["kind"] == wanted and row.get("loss") is not None:
+            points.append(Point(row["step"], tokens, row["loss"]))
+    return points
+
+
+def best(points: Iterable[Point], mode: str) -> float | None:
+    """The best value after the first step."""
+    values = [point.value for point in points if point.step]
+    return (min if mode == "min" else max)(values, default=None)
+
+
+def searched(rows: Sequence[Standing]) -> list[str]:
+    """The fields that the trials differ in, in the order of the space."""
+    return list(dict.fromkeys(field for row in rows for field in row.params))
