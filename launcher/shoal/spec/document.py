@@ -187,7 +187,7 @@ def override(document: Document, overrides: Sequence[str]) -> tuple[Document, li
     problems: list[Problem] = []
     for text in overrides:
         key, equals, written = text.partition("=")
-        parts = tuple(key.strip().split("."))
+        parts = _parts(key.strip())
         where = f"--set {key.strip()}"
         if not equals or not all(parts):
             fix = "write --set FIELD=VALUE, such as --set optimizer.learning_rate=1e-4"
@@ -201,6 +201,12 @@ def override(document: Document, overrides: Sequence[str]) -> tuple[Document, li
         else:
             document = replace(document, value=changed, overridden=(*document.overridden, parts))
     return document, problems
+
+
+def _parts(key: str) -> tuple[str, ...]:
+    """The keys that a dotted name goes through; a field of the job is one key of a sweep's space, dots and all."""
+    parts = key.split(".")
+    return ("sweep", "space", ".".join(parts[2:])) if parts[:2] == ["sweep", "space"] and parts[2:] else tuple(parts)
 
 
 def _with(section: Any, parts: tuple[str, ...], value: Any, where: str) -> dict[str, Any]:

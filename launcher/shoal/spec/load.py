@@ -16,6 +16,7 @@ from shoal.spec.document import Document, leaves, override, parse
 from shoal.spec.explain import problems
 from shoal.spec.job import JobSpec
 from shoal.spec.schema import MODELS, Kind
+from shoal.spec.space import space_problems
 
 EMBEDDED = StorageSpec(s3=S3Spec(server="embedded"))
 BUILT_IN = {
@@ -48,6 +49,11 @@ def _leaves(spec: Frozen) -> dict[str, Any]:
 def parse_job(text: str | bytes, source: str, overrides: Sequence[str] = ()) -> JobSpec:
     """The job in `text`; `source` names it in messages. Raises SpecError."""
     return cast(JobSpec, _validate(parse(text, source), "job", overrides))
+
+
+def job_of(value: dict[str, Any], source: str) -> JobSpec:
+    """The job that a mapping says; `source` names it in messages. Raises SpecError."""
+    return cast(JobSpec, _validate(Document(source, value), "job"))
 
 
 def load_profile(name_or_path: str | Path) -> ClusterProfile:
@@ -97,16 +103,23 @@ def _validate(document: Document, kind: Kind, overrides: Sequence[str] = ()) -> 
     """The spec that the document says. Strict: a text is no number, `true` is no number, 1.5 is no whole number."""
     document, found = override(document, overrides)
     found += [*secrets.problems(document, kind), *_unbounded(document)]
+    spaces = list(space_problems(document)) if kind == "job" else []
+    found += [problem for _, problem in spaces]
+    told_paths = [path for path, _ in spaces]
     try:
         spec = MODELS[kind].model_validate(document.value, strict=True)
     except ValidationError as error:
         told = {problem.where for problem in found}
-        errors = error.errors(include_url=False)
+        errors = [one for one in error.errors(include_url=False) if not _below(one["loc"], told_paths)]
         found += [problem for problem in problems(errors, document, kind) if problem.where not in told]
         raise SpecError(*found) from None
     if found:
         raise SpecError(*found)
     return spec
+
+
+def _below(path: tuple[str | int, ...], others: Sequence[tuple[str | int, ...]]) -> bool:
+    return any(path[: len(other)] == other for other in others)
 
 
 def _unbounded(document: Document) -> Iterator[Problem]:
