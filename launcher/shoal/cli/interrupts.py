@@ -19,7 +19,7 @@ class Interrupts:
         self.stop = threading.Event()
         self._on_event = on_event
         self.run: str | None = None
-        """The run that began to train."""
+        """The run, or the sweep, that began to train."""
         self._number = signal.SIGINT
         self._before: dict[int, Any] = {}
 
@@ -30,8 +30,8 @@ class Interrupts:
 
     def on_event(self, event: Event) -> None:
         """Passes events on, and notices that training begins."""
-        if event["kind"] == "run":
-            self.run = event["run"]
+        if event["kind"] in ("run", "sweep") and "trial" not in event:
+            self.run = event[event["kind"]]
         self._on_event(event)
 
     def __enter__(self) -> Self:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli.common import Job, Json, On, Run, Set, console, load_both, profile_name, storage_of
-from shoal.errors import Problem, StorageError
+from shoal.errors import Problem, SpecError, StorageError
 
 if TYPE_CHECKING:
     import threading
@@ -75,6 +75,9 @@ def run(
     from shoal import launch
 
     loaded, profile = load_both(job, set_, on)
+    if loaded.sweep is not None:
+        fix = f"use  shoal sweep {job}  or train it once as it is written:  --set sweep=null"
+        raise SpecError(Problem(job, "has a `sweep` section: it is trained many times", fix))
 
     def begin(storage: "Storage", backend: "Backend", on_event: "OnEvent", stop: "threading.Event") -> "Outcome":
         return launch.run(loaded, profile, storage, backend, on_event, stop, run_id)

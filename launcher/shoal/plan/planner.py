@@ -202,6 +202,8 @@ def _optimizer(job: JobSpec, steps: int) -> OptimizerPlan:
 
 
 def _notes(job: JobSpec, facts: Facts, trajectory: Trajectory, placed: Layout, forward_rows: int) -> Iterator[str]:
+    if job.sweep is not None:
+        yield "sweep: this is the job as it is written; `shoal sweep JOB --dry-run` says what its trials take"
     yield from facts.model.notes
     yield from facts.data.notes
     yield from _layout_notes(job, placed, trajectory, forward_rows)

@@ -4,11 +4,13 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import yaml
+
 from shoal.runs import GIVEN_ID, RunFolder, find_id, made_order
 from shoal.spec.base import Frozen
 from shoal.spec.job import JobSpec
 from shoal.spec.sweep import SweepSpec
-from shoal.storage import Storage, join
+from shoal.storage import Storage, absolute, join
 
 SWEEP_VERSION = 1
 
@@ -71,6 +73,10 @@ class SweepFolder:
     url: str
     """The sweep's folder, without a slash at the end."""
 
+    @classmethod
+    def of(cls, storage: Storage, runs_url: str, sweep_id: str) -> "SweepFolder":
+        return cls(storage, join(absolute(runs_url), sweep_id))
+
     @property
     def id(self) -> str:
         return self.url.rstrip("/").rpartition("/")[2]
@@ -118,9 +124,11 @@ class SweepFolder:
         return RunFolder(self.storage, join(self.url.rstrip("/").rpartition("/")[0], self.run_id(number)))
 
     def write_plan(self, plan: SweepPlan) -> None:
-        """Write the plan for good. Raises: StorageError when the sweep is there already."""
+        """Write the plan, and the job file that it came from, for good. Raises: StorageError when the sweep is there already."""
         body = plan.model_dump(mode="json", exclude_unset=True)  # what a job leaves out is the planner's to decide
+        text = yaml.safe_dump(body["job"] | {"sweep": body["spec"]}, sort_keys=False, allow_unicode=True)
         self.storage.write(self.plan, json.dumps(body, indent=1).encode(), if_absent=True)
+        self.storage.write(self.job, text.encode())
 
     def read_plan(self) -> SweepPlan:
         return SweepPlan.model_validate_json(self.storage.read(self.plan))

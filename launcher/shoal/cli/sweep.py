@@ -1,0 +1,283 @@
+"""sweep: train a job many times, look at the trials, take the best."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from shoal.cli.common import Job, Json, On, Set, console, load_both, profile_name, storage_of
+from shoal.errors import Problem, SpecError, StorageError
+
+if TYPE_CHECKING:
+    import threading
+
+    from shoal.backends import OnEvent
+    from shoal.spec.cluster import ClusterProfile
+    from shoal.spec.job import JobSpec
+    from shoal.storage import Storage
+    from shoal.tune.board import Board
+    from shoal.tune.folder import SweepPlan
+
+    Begin = Callable[[Storage, OnEvent, threading.Event], Board]
+
+NOTHING_FINISHED = 8
+"""Exit status of a sweep in which no trial finished: that of training that failed."""
+
+Sweep = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's id, or a beginning of it that no other has.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the page of the sweep to this file.")]
+SweepId = Annotated[
+    str | None,
+    typer.Option(
+        "--run-id",
+        metavar="ID",
+        help="Call the sweep so. Given once more, it goes on with that sweep, or says that it is finished.",
+    ),
+]
+
+
+class JobFirst(TyperGroup):
+    """`shoal sweep JOB` is `shoal sweep run JOB`: a first word that is no verb is the job file."""
+
+    def parse_args(self, ctx, args):
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=JobFirst,
+    help="Train a job many times with other values of some fields, and take the best.\n\n"
+    "\b\n"
+    "  shoal sweep JOB --dry-run      what it would take\n"
+    "  shoal sweep JOB                run it: Ctrl-C leaves in order\n"
+    "  shoal sweep resume SWEEP       go on with it\n"
+    "  shoal sweep show SWEEP         its trials, best first\n"
+    "  shoal sweep best SWEEP         the best one's job file and model",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    subcommand_metavar="JOB | COMMAND [ARGS]...",
+)
+
+
+@app.command(short_help="Begin a sweep; the word itself may be left out.")
+def run(
+    job: Job,
+    on: On = None,
+    set_: Set = None,
+    run_id: SweepId = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, and every reason why it would not work.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the sweep that a job file describes.
+
+    Example:  shoal sweep jobs/sweep-lr.yaml --on cluster/local.yaml
+
+    Every trial is a run of its own. Ctrl-C or SIGTERM once saves the running trials and leaves; `shoal sweep resume`,
+    or the same command with its --run-id, goes on: finished trials are kept, none is repeated.
+    """
+    from shoal.tune.forecast import forecast
+
+    loaded, profile = load_both(job, set_, on)
+    if loaded.sweep is None:
+        fix = "add one, such as  sweep: {space: {optimizer.learning_rate: {loguniform: [1e-5, 1e-3]}}, trials: 8}"
+        raise SpecError(Problem(job, "has no `sweep` section", fix))
+    if dry_run:
+        with storage_of(profile) as storage:
+            told = forecast(loaded.sweep, loaded, profile, storage)
+        if as_json:
+            typer.echo(json.dumps(told.as_json(), indent=1))
+        else:
+            from shoal.tune.table import forecast_table
+
+            console().print(forecast_table(told, loaded.sweep, profile))
+        return
+
+    def begin(storage: "Storage", on_event: "OnEvent", stop: "threading.Event") -> "Board":
+        from shoal.tune.folder import SweepFolder
+        from shoal.tune.sweep import resume_sweep, run_sweep
+
+        plan = _plan(loaded, run_id)
+        folder = SweepFolder.of(storage, profile.storage.runs, plan.sweep_id)
+        if storage.exists(folder.plan):
+            _require_same(folder.read_plan(), plan)
+            return resume_sweep(folder, profile, storage, on_event, stop)
+        on_event({"kind": "phase", "phase": "planning", "detail": loaded.model.base})
+        assert loaded.sweep
+        for note in forecast(loaded.sweep, loaded, profile, storage).notes:
+            on_event({"kind": "note", "message": note})
+        return run_sweep(plan, profile, storage, on_event, stop)
+
+    _drive(profile, begin, on, as_json)
+
+
+@app.command(short_help="Go on with a sweep that was stopped or died.")
+def resume(sweep: Sweep, on: On = None, as_json: Json = False) -> None:
+    """Go on with a sweep: finished trials are kept, the others continue from their checkpoints.
+
+    Example:  shoal sweep resume sweep-lr-2026
+    """
+    from shoal.spec.load import load_profile
+
+    profile = load_profile(profile_name(on))
+
+    def begin(storage: "Storage", on_event: "OnEvent", stop: "threading.Event") -> "Board":
+        from shoal.tune.folder import find_sweep
+        from shoal.tune.sweep import resume_sweep
+
+        return resume_sweep(find_sweep(storage, profile.storage.runs, sweep), profile, storage, on_event, stop)
+
+    _drive(profile, begin, on, as_json)
+
+
+@app.command(short_help="A sweep's trials, best first; a page of it with --html.")
+def show(sweep: Sweep, on: On = None, html: Html = None, as_json: Json = False) -> None:
+    """Show the leaderboard: states, values, what stopped each trial.
+
+    Example:  shoal sweep show sweep-lr-2026 --html sweep.html
+
+    The page has the loss curves, the params side by side and which of them mattered; it needs nothing from the network.
+    """
+    from shoal.spec.load import load_profile
+    from shoal.tune.board import board
+    from shoal.tune.folder import find_sweep
+    from shoal.tune.table import board_table
+
+    if html is not None and not html.parent.is_dir():
+        raise SpecError(Problem("--html", f"there is no folder {html.parent}", "name a file in one that exists"))
+    profile = load_profile(profile_name(on))
+    with storage_of(profile) as storage:
+        folder = find_sweep(storage, profile.storage.runs, sweep)
+        found = board(folder)
+        if html is not None:
+            from shoal.tune.page import page
+
+            html.write_text(page(found, folder.read_plan()))
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=1))
+        return
+    out = console()
+    out.print(board_table(found))
+    if html is not None:
+        out.print(f"written to {html}", markup=False, soft_wrap=True)
+
+
+@app.command(short_help="The best trial: its job file, its model.")
+def best(
+    sweep: Sweep,
+    on: On = None,
+    job: Annotated[
+        Path | None,
+        typer.Option("--job", metavar="FILE", help="Write the best trial's job here. Default: SWEEP-best.yaml."),
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="FOLDER", help="Copy its model into this folder, which is made.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the winning job file, complete and without a sweep, and say where its model lies, or copy it.
+
+    Example:  shoal sweep best sweep-lr-2026 --job best.yaml --export best-model
+
+    `shoal run best.yaml` trains the very same trial once more.
+    """
+    from shoal.spec.load import load_profile
+    from shoal.tune.best import copy_export, winning
+    from shoal.tune.folder import find_sweep
+
+    profile = load_profile(profile_name(on))
+    with storage_of(profile) as storage:
+        found = winning(find_sweep(storage, profile.storage.runs, sweep))
+        path = job or Path(f"{found.sweep}-best.yaml")
+        if not path.parent.is_dir():
+            raise SpecError(Problem("--job", f"there is no folder {path.parent}", "name a file in one that exists"))
+        path.write_text(found.text)
+        copied = copy_export(found, storage, export) if export is not None else None
+    told = {"job": str(path), "copied_to": None if copied is None else str(copied), **found.as_json()}
+    if as_json:
+        typer.echo(json.dumps(told, indent=1))
+        return
+    out = console()
+    out.print(found.words, markup=False, soft_wrap=True)
+    out.print(f"job      {path}   (again:  shoal run {path})", markup=False, soft_wrap=True)
+    where = found.export if copied is None else copied
+    out.print(
+        f"model    {where}" if where else "model    none yet: it did not finish; run its job",
+        markup=False,
+        soft_wrap=True,
+    )
+    if where:
+        out.print(f"talk to  shoal chat {found.run}", markup=False, soft_wrap=True)
+
+
+def _plan(job: "JobSpec", run_id: str | None) -> "SweepPlan":
+    import secrets
+    from datetime import UTC, datetime
+
+    from shoal import __version__
+    from shoal.runs import checked_id, new_run_id
+    from shoal.tune.folder import SWEEP_VERSION, SweepPlan
+
+    assert job.sweep
+    return SweepPlan(
+        version=SWEEP_VERSION,
+        shoal=__version__,
+        sweep_id=checked_id(run_id) if run_id else new_run_id(job.name, datetime.now(), secrets.token_hex(2)),
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        spec=job.sweep,
+        job=without_sweep(job),
+    )
+
+
+def without_sweep(job: "JobSpec") -> "JobSpec":
+    """The job as if its `sweep` had never been written: what is not set stays so."""
+    from shoal.tune.space import apply
+
+    return apply(job, {})
+
+
+def _require_same(then: "SweepPlan", now: "SweepPlan") -> None:
+    from shoal.spec.load import require_same
+
+    require_same(now.sweep_id, then.job, now.job)
+    if then.spec != now.spec:
+        fix = "put it back, or give the new sweep an id of its own"
+        raise SpecError(Problem(f"--run-id {now.sweep_id}", "that sweep was begun with another `sweep` section", fix))
+
+
+def _drive(profile: "ClusterProfile", begin: "Begin", on: str | None, as_json: bool) -> None:
+    """Run under a display, with signals heard; print the leaderboard; leave with the status that says how it ended."""
+    from shoal.cli.interrupts import Interrupts
+    from shoal.tune.live import display_for
+    from shoal.tune.table import board_table
+
+    out = console(as_json)
+    display = display_for(out)
+    options = f" --on {on}" if on else ""
+    with Interrupts(display.on_event) as interrupts:
+        try:
+            with display, storage_of(profile) as storage:
+                found = begin(storage, interrupts.on_event, interrupts.stop)
+        except KeyboardInterrupt:
+            then = f"; go on with  shoal sweep resume {interrupts.run}{options}" if interrupts.run else ""
+            typer.echo(f"left at once{then}", err=True)
+            raise typer.Exit(interrupts.status) from None
+        except StorageError as error:
+            if interrupts.run is None:
+                raise
+            kept = Problem(interrupts.run, "is kept", f"go on with  shoal sweep resume {interrupts.run}{options}")
+            raise StorageError(*error.problems, kept) from error
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=1))
+    else:
+        out.print(board_table(found))
+        verb = "best" if not interrupts.stop.is_set() else "resume"
+        out.print(f"shoal sweep {verb} {found.sweep}{options}", markup=False, soft_wrap=True)
+    if interrupts.stop.is_set():
+        raise typer.Exit(interrupts.status)
+    if found.winner is None:
+        raise typer.Exit(NOTHING_FINISHED)

@@ -1,0 +1,105 @@
+"""The winner of a sweep: its job as a file that runs alone, and its model."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shoal.errors import Problem, SpecError
+from shoal.spec.job import JobSpec
+from shoal.spec.load import parse_job
+from shoal.storage import Storage
+from shoal.tune.board import Board, Standing, board
+from shoal.tune.folder import SweepFolder
+from shoal.tune.space import apply, said
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best trial."""
+
+    sweep: str
+    trial: int
+    run: str
+    state: str
+    params: dict[str, Any]
+    metric: str
+    value: float
+    export: str | None
+    """Where its model lies; None for a trial that did not finish."""
+    text: str
+    """Its job file."""
+
+    @property
+    def words(self) -> str:
+        done = "" if self.state == "finished" else f" ({self.state}: no trial of this sweep has finished)"
+        return f"trial {self.trial}{done}: {self.metric} {self.value:.4f} with {said(self.params)}"
+
+    def as_json(self) -> dict[str, Any]:
+        names = ("sweep", "trial", "run", "state", "params", "metric", "value", "export")
+        return {name: getattr(self, name) for name in names}
+
+
+def winning(folder: SweepFolder) -> Best:
+    """The best trial that finished, or the best of all when none has. Raises: SpecError when none has a value."""
+    found = board(folder)
+    row = found.winner or next((one for one in found.ranked if found.score(one) is not None), None)
+    if row is None:
+        fix = f"go on with it: shoal sweep resume {folder.id}"
+        raise SpecError(Problem(folder.id, f"no trial has a {found.metric} yet", fix))
+    value = found.score(row)
+    assert value is not None
+    return Best(
+        sweep=folder.id,
+        trial=row.number,
+        run=row.run,
+        state=row.state,
+        params=row.params,
+        metric=found.metric,
+        value=value,
+        export=_export(folder, row),
+        text=job_text(trained(folder, row), found, row, value),
+    )
+
+
+def trained(folder: SweepFolder, row: Standing) -> JobSpec:
+    """The job that the trial's run was made from; before there is one, the sweep's with the params in place."""
+    run = folder.run(row.number)
+    if folder.storage.exists(run.job):
+        return parse_job(folder.storage.read(run.job), run.job)
+    return apply(folder.read_plan().job, row.params)
+
+
+def job_text(job: JobSpec, found: Board, row: Standing, value: float) -> str:
+    """YAML of a job, with what it is above it."""
+    body = job.model_dump(mode="json", exclude_unset=True, exclude={"sweep"})
+    done = (
+        f"gave {found.metric} {value:.6f}" if row.state == "finished" else f"{row.state} at {found.metric} {value:.6f}"
+    )
+    head = f"# Trial {row.number} of the sweep {found.sweep}: {done}.\n# Searched: {_one_line(said(row.params))}\n"
+    return head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
+
+
+def _one_line(text: str) -> str:
+    """A comment ends with its line."""
+    return " ".join(text.split())
+
+
+def _export(folder: SweepFolder, row: Standing) -> str | None:
+    run = folder.run(row.number)
+    if not folder.storage.exists(run.result):
+        return None
+    return json.loads(folder.storage.read(run.result))["export"]
+
+
+def copy_export(best: Best, storage: Storage, path: Path) -> Path:
+    """The winner's export as files in the folder `path`. Raises: SpecError when there is none, or the folder is not empty."""
+    if best.export is None:
+        fix = "train it with its job file: shoal run"
+        raise SpecError(Problem("--export", f"trial {best.trial} did not finish and has no model", fix))
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise SpecError(Problem("--export", f"{path} is there and not empty", "name a folder that is not there yet"))
+    storage.download(best.export.rstrip("/") + "/", path)
+    return path

@@ -1,0 +1,181 @@
+"""What a person sees of a sweep that runs: a table of its trials, or plain lines where output is no terminal.
+
+Events of a sweep, beside those of runs:
+
+    {"kind": "sweep", "sweep": id, "folder": url, "metric": name, "mode": "min", "trials": how many at most}
+    {"kind": "trial", "trial": number, "run": id, "params": {...}}                begins, or goes on
+    {"kind": "trial_end", "trial": number, "state", "why", "metric", "step"}      as in TrialEnd
+
+An event of a trial's own run carries `trial` as well: `step`, `eval`, `phase`, `note`, `failure` and the rest.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from shoal.display import Display
+from shoal.train.world import Event
+from shoal.tune.space import brief, said
+
+SHOWN_ROWS = 24
+"""Rows of the live table; those that ended longest ago make room."""
+COLOURS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
+
+
+@dataclass
+class Row:
+    """One trial."""
+
+    number: int
+    params: dict[str, Any]
+    state: str = "running"
+    why: str = ""
+    phase: str = "starting"
+    step: int = 0
+    steps: int = 0
+    metric: float | None = None
+
+
+@dataclass
+class Trials:
+    """What the events so far amount to."""
+
+    sweep: str = ""
+    metric: str = "validation.loss"
+    trials: int = 0
+    phase: str = "starting"
+    rows: dict[int, Row] = field(default_factory=dict)
+
+    def see(self, event: Event) -> None:
+        row = self.rows.get(event.get("trial", -1))
+        match event["kind"]:
+            case "sweep":
+                self.sweep, self.metric, self.trials = event["sweep"], event["metric"], event["trials"]
+            case "trial":
+                self.rows[event["trial"]] = Row(event["trial"], event["params"])
+            case "trial_end" if row:
+                row.state, row.why = event["state"], event["why"]
+                row.metric = row.metric if event.get("metric") is None else event["metric"]
+                row.step = event.get("step", row.step)
+            case "step" if row:
+                row.step, row.steps, row.phase = event["step"], event["steps"], "training"
+                if self.metric == "train.loss" and event.get("loss") is not None:
+                    row.metric = event["loss"]
+            case "eval" if row and self.metric == "validation.loss":
+                row.metric = event["loss"]
+            case "phase" if row:
+                row.phase = event["phase"]
+            case "phase":
+                self.phase = event["phase"]
+            case _:
+                pass
+
+    def count(self, state: str) -> int:
+        return sum(row.state == state for row in self.rows.values())
+
+
+def display_for(console: Console) -> Display:
+    return Screen(console) if console.is_terminal else Lines(console)
+
+
+class Screen:
+    """A table that stays in its place; what should stay on record scrolls by above it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.trials = console, Trials()
+        self.live = Live(
+            console=console, get_renderable=lambda: table(self.trials), refresh_per_second=2, transient=True
+        )
+
+    def on_event(self, event: Event) -> None:
+        self.trials.see(event)
+        if line := record(event, self.trials):
+            self.console.print(Text(line, style="dim"))
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+
+class Lines:
+    """One timestamped line for each thing worth a line."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.trials = console, Trials()
+
+    def on_event(self, event: Event) -> None:
+        self.trials.see(event)
+        if line := record(event, self.trials):
+            now = datetime.now().strftime("%H:%M:%S")
+            self.console.print(f"{now} {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def record(event: Event, trials: Trials) -> str | None:
+    """The line that an event leaves on record in both displays; None for what only moves the display on."""
+    name = f"trial {event['trial']}: " if "trial" in event else ""
+    match event["kind"]:
+        case "sweep":
+            return f"sweep {event['sweep']} in {event['folder']}"
+        case "trial":
+            return name + said(event["params"])
+        case "trial_end":
+            return name + ending(trials.rows[event["trial"]], trials.metric)
+        case "eval" if event["step"]:
+            return f"{name}held-out loss after step {event['step']}: {event['loss']:.4f}"
+        case "note" if not name:
+            return event["message"]
+        case "failure":
+            return name + event["message"]
+        case "phase" if not name:
+            return ": ".join(part for part in (event["phase"], event.get("detail", "")) if part)
+        case _:
+            return None
+
+
+def ending(row: Row, metric: str) -> str:
+    """`stopped at step 8, validation.loss 2.1234: asha`."""
+    value = "" if row.metric is None else f", {metric} {row.metric:.4f}"
+    why = f": {row.why}" if row.why else ""
+    return f"{row.state} at step {row.step}{value}{why}"
+
+
+def table(trials: Trials) -> RenderableType:
+    """The live table: running trials last, under those that ended."""
+    rows = sorted(trials.rows.values(), key=lambda row: (row.state == "running", row.number))[-SHOWN_ROWS:]
+    fields = list(dict.fromkeys(field for row in rows for field in row.params))
+    shown = Table(box=None, padding=(0, 2, 0, 0), title_justify="left")
+    for name in ("trial", *map(short, fields)):
+        shown.add_column(name, justify="right")
+    for name in ("state", "step", trials.metric, "why"):
+        shown.add_column(name, overflow="fold")
+    for row in rows:
+        params = [brief(row.params[field]) if field in row.params else "" for field in fields]
+        state = row.phase if row.state == "running" else row.state
+        step = f"{row.step}/{row.steps}" if row.steps else f"{row.step}"
+        value = "" if row.metric is None else f"{row.metric:.4f}"
+        colour = COLOURS.get(row.state, "")
+        cells = [Text(cell) for cell in (str(row.number), *params)]
+        shown.add_row(*cells, Text(state, style=colour), Text(step), Text(value), Text(row.why))
+    counts = ", ".join(f"{count} {state}" for state in COLOURS if (count := trials.count(state)))
+    head = Text.assemble((trials.sweep or "shoal sweep", "bold"), f"  {trials.phase}" if not rows else "")
+    head.append(f"  {len(trials.rows)} of {trials.trials} trials: {counts}" if rows else "", style="dim")
+    return Group(head, shown) if rows else head
+
+
+def short(field: str) -> str:
+    """A field's name as a column's: its last part."""
+    return field.rpartition(".")[2]
