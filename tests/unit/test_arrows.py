@@ -34,6 +34,7 @@ MAY_USE: dict[str, frozenset[str]] = {
     "record": frozenset({"errors", "storage", "runs"}),
     "models": frozenset({"errors", "hub", "plan", "storage"}),
     "plan": frozenset({"errors", "spec", "storage", "facts"}),
+    "kube": frozenset({"errors", "spec", "plan"}),
     "rows": frozenset({"errors", "spec", "storage", "plan"}),
     "facts": frozenset({"errors", "spec", "storage", "plan", "runs", "hub", "rows", "data"}),
     "data": FOUNDATION | {"rows"},
@@ -144,6 +145,7 @@ def test_planning_takes_the_types_of_facts_alone_and_facts_the_light_side_of_dat
     [
         "shoal.plan.planner, shoal.plan.table, shoal.facts.gather, shoal.spec.load",
         "shoal.models, shoal.hub",
+        "shoal.kube.render",
         "shoal.train.world",
     ],
 )

@@ -7,6 +7,8 @@ from shoal.errors import Problem
 from shoal.facts.types import Facts
 from shoal.spec.cluster import ClusterProfile, WorkersSpec
 
+CLUSTERS = ("ray", "kuberay")
+"""Kinds whose workers are on machines that share nothing but the store."""
 ONLY_RAY = ("address", "placement", "network_interface", "wait_s")
 LOOPBACK = ("localhost", "::1")
 
@@ -15,7 +17,16 @@ def problems(profile: ClusterProfile) -> Iterator[Problem]:
     """The profile's own mistakes, whatever the job."""
     if isinstance(profile.workers, WorkersSpec) and profile.workers.min > profile.workers.max:
         yield Problem("workers", f"min {profile.workers.min} is more than max {profile.workers.max}", "turn them round")
-    if profile.kind == "ray":
+    if profile.kind == "kuberay":
+        if profile.kubernetes is None:
+            yield Problem(
+                "kubernetes", "is missing, and kind: kuberay is made of it", "copy it from cluster/kuberay.yaml"
+            )
+        if "address" in profile.model_fields_set:
+            yield Problem("address", "is of a cluster that runs already, and kuberay makes one", "leave it out")
+    elif profile.kubernetes is not None:
+        yield Problem("kubernetes", f"is for kind: kuberay alone, and kind is {profile.kind}", "leave it out")
+    if profile.kind in CLUSTERS:
         yield from _shared(profile)
         return
     if profile.kind == "inline" and profile.max_workers > 1:
@@ -29,7 +40,7 @@ def problems(profile: ClusterProfile) -> Iterator[Problem]:
 
 def unreachable(profile: ClusterProfile, facts: Facts) -> Iterator[Problem]:
     """What the job names that only this machine can read, although nodes of a cluster must."""
-    if profile.kind != "ray":
+    if profile.kind not in CLUSTERS:
         return
     why = "is on this machine, and the cluster's other nodes do not see it"
     if facts.model.kind == "folder":

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from shoal.spec.base import Frozen
+from shoal.spec.kubernetes import KubernetesSpec
 
 Location = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
@@ -75,8 +76,9 @@ class WorkersSpec(Frozen):
 
 
 class ClusterProfile(Frozen):
-    kind: Literal["inline", "local", "ray"]
-    """`inline`: this process, no Ray. `local`: an embedded Ray on this machine. `ray`: a running Ray cluster."""
+    kind: Literal["inline", "local", "ray", "kuberay"]
+    """`inline`: this process, no Ray. `local`: an embedded Ray on this machine. `ray`: a running Ray cluster. `kuberay`: a
+    Ray cluster that the KubeRay operator makes for the run."""
     address: Annotated[str, StringConstraints(pattern=r"^(auto|\S+:\d+)$")] = "auto"
     """kind: ray, from a machine of that cluster: `auto` finds its Ray, HOST:PORT names the head."""
     workers: Annotated[int, Field(ge=1, le=4096)] | WorkersSpec = 1
@@ -99,6 +101,8 @@ class ClusterProfile(Frozen):
     """What an hour of one worker costs, in any currency: plans and sweeps then say what they cost."""
     storage: StorageSpec = StorageSpec()
     """Where files lie."""
+    kubernetes: KubernetesSpec | None = None
+    """kind: kuberay: the pods that a run is made of."""
 
     @property
     def max_workers(self) -> int:
