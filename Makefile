@@ -16,12 +16,18 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # DeepSpeed's kernels are built when first needed, if ever; nothing is compiled at installation.
 export DS_BUILD_OPS = 0
 
-.PHONY: quickstart test check bench env clean
+.PHONY: quickstart sweep test check bench env clean
 
 quickstart: $(STAMP)
 	$(BIN)/pip install -q --no-deps chatterbot-corpus==1.3.3
 	$(BIN)/python jobs/quickstart/data.py --on $(QUICKSTART_PROFILE)
 	$(BIN)/shoal run jobs/quickstart.yaml --on $(QUICKSTART_PROFILE) $(QUICKSTART_FLAGS)
+
+sweep: $(STAMP)
+	$(BIN)/pip install -q --no-deps chatterbot-corpus==1.3.3
+	$(BIN)/python jobs/quickstart/data.py --on $(QUICKSTART_PROFILE)
+	$(BIN)/python jobs/sweep/model.py --on $(QUICKSTART_PROFILE)
+	$(BIN)/shoal sweep jobs/sweep-lr.yaml --on $(QUICKSTART_PROFILE)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
