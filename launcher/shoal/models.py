@@ -10,6 +10,7 @@ import hashlib
 import io
 import secrets
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -44,7 +45,7 @@ def materialise(model: ModelPlan, storage: Storage, cache: Path) -> Path:
     Blocks while another process of the node makes it. Raises ModelError or StorageError.
     """
     if model.kind == "folder" and not model.gguf:
-        return Path(model.base)
+        return _local(model)
     place = cache.expanduser() / "models" / model.digest
     if model.gguf:
         return _once(place, lambda folder: _convert(model, storage, folder))
@@ -56,7 +57,7 @@ def materialise(model: ModelPlan, storage: Storage, cache: Path) -> Path:
 def tokenizer_folder(model: ModelPlan, storage: Storage, cache: Path) -> Path:
     """A folder with at least the tokenizer and config.json: nobody who only tokenises waits for weights."""
     if model.kind == "folder" and not model.gguf:
-        return Path(model.base)
+        return _local(model)
     whole = cache.expanduser() / "models" / model.digest
     if whole.is_dir():
         return whole
@@ -66,6 +67,14 @@ def tokenizer_folder(model: ModelPlan, storage: Storage, cache: Path) -> Path:
     if model.kind == "hub":
         return _noted(whole.with_name(f"{whole.name}.folder")) or _snapshot(model, TOKENIZER_PATTERNS)
     return _once(place, lambda folder: _download(model, storage, folder, TOKENIZER_PATTERNS))
+
+
+def _local(model: ModelPlan) -> Path:
+    folder = Path(model.base)
+    if not (folder / "config.json").is_file():
+        what = f"{model.base} was there when the run was planned, and is not there now, or not on {socket.gethostname()}"
+        raise ModelError(Problem(WHERE, what, "put it back, or name a location that every machine reaches"))
+    return folder
 
 
 def start_folder(model: ModelPlan, storage: Storage, cache: Path) -> Path | None:

@@ -44,6 +44,15 @@ def test_a_folder_is_itself(tiny_model: Path, tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer("hello there")["input_ids"]) == "hello there"
 
 
+def test_a_folder_that_went_away_since_the_plan_is_an_answer(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    plan = planned(str(folder), Storage())
+    shutil.rmtree(folder)
+    for ask in (models.materialise, models.tokenizer_folder):
+        with pytest.raises(ModelError, match="is not there now"):
+            ask(plan, Storage(), tmp_path)
+
+
 def test_a_broken_tokenizer_is_an_answer(tiny_model: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     (folder / "tokenizer.json").unlink()
