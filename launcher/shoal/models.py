@@ -72,7 +72,9 @@ def tokenizer_folder(model: ModelPlan, storage: Storage, cache: Path) -> Path:
 def _local(model: ModelPlan) -> Path:
     folder = Path(model.base)
     if not (folder / "config.json").is_file():
-        what = f"{model.base} was there when the run was planned, and is not there now, or not on {socket.gethostname()}"
+        what = (
+            f"{model.base} was there when the run was planned, and is not there now, or not on {socket.gethostname()}"
+        )
         raise ModelError(Problem(WHERE, what, "put it back, or name a location that every machine reaches"))
     return folder
 
