@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from shoal.backends import Backend, OnEvent
-from shoal.errors import DataError, Problem, SpecError, StorageError
+from shoal.errors import ClusterError, DataError, Problem, SpecError, StorageError
 from shoal.facts.gather import gather
 from shoal.lease import STALE_AFTER_S, held
 from shoal.plan.planner import counted, plan
@@ -26,6 +27,9 @@ from shoal.spec.job import JobSpec
 from shoal.spec.load import parse_job, require_same
 from shoal.storage import Storage, absolute, join
 from shoal.train.world import Event, Result
+
+Amend = Callable[[Plan], Plan]
+"""What a caller changes of a plan before it is carried out."""
 
 SETTLE_S = 10.0
 """How long an ending driver waits for the store to take its last words."""
@@ -58,6 +62,10 @@ def backend_for(profile: ClusterProfile) -> Backend:
             from shoal.backends.ray_cluster import RayCluster
 
             return RayCluster(profile)
+        case "kuberay":
+            what = "kuberay: manifests are rendered, but not applied yet"
+            fix = "`shoal render JOB --on PROFILE | kubectl apply -f -` does so; k8s/README.md goes from there"
+            raise ClusterError(Problem("kind", what, fix))
 
 
 def plan_job(job: JobSpec, profile: ClusterProfile, storage: Storage, run_id: str | None = None) -> Plan:
@@ -74,6 +82,7 @@ def run(
     on_event: OnEvent,
     stop: threading.Event,
     run_id: str | None = None,
+    amend: Amend = lambda plan: plan,
 ) -> Outcome:
     """Train `job` as a new run on a backend that was started; with a `run_id`, go on with the run of that id if it is there.
 
@@ -82,7 +91,23 @@ def run(
     if run_id is not None:
         folder = RunFolder(storage, join(absolute(profile.storage.runs), checked_id(run_id)))
         if storage.exists(folder.plan):
-            return _again(folder, job, profile, backend, on_event, stop)
+            return _again(folder, job, profile, backend, on_event, stop, amend)
+    made = amend(prepared_plan(job, profile, storage, backend, on_event, run_id))
+    folder = RunFolder(storage, made.storage.run)
+    text = yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+    storage.write(folder.job, text.encode())
+    return _train(folder, made, backend, on_event, stop, 0.0 if run_id is None else REPLACED_S)
+
+
+def prepared_plan(
+    job: JobSpec,
+    profile: ClusterProfile,
+    storage: Storage,
+    backend: Backend,
+    on_event: OnEvent,
+    run_id: str | None = None,
+) -> Plan:
+    """What a run of `job` on `profile` will be, its data prepared and its steps counted."""
     on_event({"kind": "phase", "phase": "planning", "detail": job.model.base})
     made = plan_job(job, profile, storage, run_id)
     for note in made.notes:
@@ -91,20 +116,22 @@ def run(
     if made.trajectory.data.validation_fraction and not found.validation_samples:
         share = f"data.validation: {made.trajectory.data.validation_fraction:g} of {found.samples:,} samples"
         on_event({"kind": "note", "message": f"{share} held out none: nothing is evaluated"})
-    made = _counted(made, storage)
-    folder = RunFolder(storage, made.storage.run)
-    text = yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
-    storage.write(folder.job, text.encode())
-    return _train(folder, made, backend, on_event, stop, 0.0 if run_id is None else REPLACED_S)
+    return _counted(made, storage)
 
 
 def _again(
-    folder: RunFolder, job: JobSpec, profile: ClusterProfile, backend: Backend, on_event: OnEvent, stop: threading.Event
+    folder: RunFolder,
+    job: JobSpec,
+    profile: ClusterProfile,
+    backend: Backend,
+    on_event: OnEvent,
+    stop: threading.Event,
+    amend: Amend,
 ) -> Outcome:
     """The same command once more: what is finished is shown, anything else goes on."""
     require_same(folder.id, parse_job(folder.storage.read(folder.job), folder.job), job)
     if not folder.storage.exists(folder.result):
-        return _go_on(folder, profile, backend, on_event, stop, REPLACED_S)
+        return _go_on(folder, profile, backend, on_event, stop, REPLACED_S, amend)
     made = Plan.model_validate_json(folder.storage.read(folder.plan))
     on_event({"kind": "run", "run": folder.id, "folder": folder.url, "plan": made})
     on_event({"kind": "note", "message": f"{folder.id} is finished already: there is nothing to do"})
@@ -137,9 +164,10 @@ def _go_on(
     on_event: OnEvent,
     stop: threading.Event,
     wait_s: float = 0.0,
+    amend: Amend = lambda plan: plan,
 ) -> Outcome:
     on_event({"kind": "phase", "phase": "planning", "detail": f"going on with {folder.id}"})
-    made = _placed(Plan.model_validate_json(folder.storage.read(folder.plan)), folder, profile)
+    made = amend(_placed(Plan.model_validate_json(folder.storage.read(folder.plan)), folder, profile))
     backend.prepare(made, folder.storage, on_event)
     return _train(folder, made, backend, on_event, stop, wait_s)
 

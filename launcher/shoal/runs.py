@@ -11,6 +11,8 @@ from shoal.storage import Storage, join
 RUN_ID = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)-(?P<made>\d{8}-\d{6})-(?P<token>[0-9a-z]{4})")
 GIVEN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """An id that somebody chose."""
+TRIAL_ID = re.compile(rf"(?P<sweep>{GIVEN_ID.pattern})-(?P<number>\d{{4,5}})")
+"""The id of a sweep's trial, which is a run: the sweep's own and the trial's number."""
 SHOWN = 8
 """Runs listed when a beginning fits several, or none."""
 
@@ -101,15 +103,19 @@ def list_runs(storage: Storage, runs_url: str) -> list[RunFolder]:
     """The runs that have a plan, oldest first; those whose id says no time come before all."""
     plans = storage.list(join(runs_url, "*", "plan.json"))
     runs = [RunFolder(storage, one.url.removesuffix("/plan.json")) for one in plans]
-    return sorted((run for run in runs if GIVEN_ID.fullmatch(run.id)), key=lambda run: made_order(run.id))
+    return sorted((run for run in runs if _names_run(run.id)), key=lambda run: made_order(run.id))
 
 
 def checked_id(given: str) -> str:
     """An id that may name a run. Raises: SpecError."""
-    if not GIVEN_ID.fullmatch(given):
+    if not _names_run(given):
         fix = "use lower-case letters, digits and dashes, at most 63, a letter or a digit first"
         raise SpecError(Problem("--run-id", f"{given!r} cannot name a run", fix))
     return given
+
+
+def _names_run(name: str) -> bool:
+    return bool(GIVEN_ID.fullmatch(name) or TRIAL_ID.fullmatch(name))
 
 
 def find_run(storage: Storage, runs_url: str, beginning: str) -> RunFolder:

@@ -40,6 +40,11 @@ class Failures(UserCallback):
         self._tell(failure, again)
         if answer is not None:
             raise answer
+        if again is None:
+            self.spent(failure)
+
+    def spent(self, failure: Failure) -> None:
+        """The budget is spent: FailureConfig has counted the same way, and ends the run."""
 
     def _classify(self, failures: Mapping[int, Exception]) -> Failure:
         began = time.monotonic()
@@ -76,6 +81,27 @@ class Failures(UserCallback):
         if failure.stack:
             event["stack"] = failure.stack
         ray.get(self.mailbox.failed.remote(event), timeout=ASK_S)
+
+
+class TurnFailures(Failures):
+    """Of a group that stays for one plan after another: each has the budget to itself, and it is counted here alone."""
+
+    def __init__(self, mailbox: Any, max_failures: int, max_preemptions: int) -> None:
+        super().__init__(mailbox, max_failures, max_preemptions)
+        self.turn: int | None = None
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        turn: Any = ray.get(self.mailbox.on_turn.remote(), timeout=ASK_S)
+        if turn is None:
+            return  # a worker that waited is replaced: no plan has lost anything
+        if turn != self.turn:
+            self.turn, self.failures, self.preemptions = turn, 0, 0
+        super().after_exception(run_context, worker_exceptions)
+
+    def spent(self, failure: Failure) -> None:
+        budget = "max_preemptions" if failure.cause == "preempted" else "max_failures"
+        where = "memory" if failure.cause == "out of memory" else "training"
+        raise TrainingError(Problem(where, f"{failure.message}, more often than {budget} allows"))
 
 
 def unwrap(

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
 from shoal.backends import OnEvent
-from shoal.backends.ray_train import RayTrain, bundle, set_environment, strategy
+from shoal.backends.group import bundle, strategy
+from shoal.backends.ray_train import RayTrain, set_environment
 from shoal.errors import ClusterError, Problem
 
 if TYPE_CHECKING:

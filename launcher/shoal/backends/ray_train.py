@@ -22,8 +22,9 @@ from concurrent.futures import wait as wait_for
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shoal.backends import Answer, OnEvent
+from shoal.backends.group import beside, trainer
 from shoal.plan.types import Layout, Plan
-from shoal.spec.cluster import ClusterProfile, ResourcesSpec, WorkersSpec
+from shoal.spec.cluster import ClusterProfile, WorkersSpec
 from shoal.train.world import Event, Report, Result, World
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class RayTrain(ABC):
         self.profile = profile
         self.entry = entry
         self.up: Future[str] | None = None
-        self.fit: Future[Result] | None = None
+        self.fit: Future[Any] | None = None
 
     @abstractmethod
     def connect(self) -> str:
@@ -105,7 +106,7 @@ class RayTrain(ABC):
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _follow(
-        self, fit: "Future[Result]", mailbox: Any, on_event: OnEvent, stop: threading.Event, run_id: str, logs: str
+        self, fit: "Future[Any]", mailbox: Any, on_event: OnEvent, stop: threading.Event, run_id: str, logs: str
     ) -> Result:
         """Hand events on until the run is over; the main thread stays free for signals.
 
@@ -117,15 +118,15 @@ class RayTrain(ABC):
 
         from shoal.backends.failures import ray_failed, unwrap
 
-        over = False
         pids: dict[int, int] = {}
         failure: Event | None = None
         down_since: float | None = time.monotonic()
         try:
+            over = False
             while not over:
                 if down_since is not None:
                     self.require_room(time.monotonic() - down_since)
-                over = bool(wait_for([fit], timeout=DRAIN_INTERVAL_S).done)
+                over = self.over(fit, mailbox)
                 for event in ray.get(mailbox.drain.remote(stop.is_set())):
                     pids = event.get("pids", pids)
                     if event["kind"] == "failure":
@@ -133,14 +134,24 @@ class RayTrain(ABC):
                     elif "pids" in event:
                         down_since = None
                     on_event(event)
-            ray.kill(mailbox)
-            return fit.result()
+            return self.outcome(fit, mailbox)
         except TrainingFailedError as error:
             raise unwrap(error, run_id, logs, pids, failure) from None
         except RayTaskError:
             raise  # a bug of ours
         except RayError as error:
             raise ray_failed(error, logs) from error
+
+    def over(self, fit: "Future[Any]", mailbox: Any) -> bool:
+        """Whether there will be no more events; waits a little."""
+        return bool(wait_for([fit], timeout=DRAIN_INTERVAL_S).done)
+
+    def outcome(self, fit: "Future[Any]", mailbox: Any) -> Result:
+        """What rank 0 returned, once it is over. Raises what a worker raised."""
+        import ray
+
+        ray.kill(mailbox)
+        return fit.result()
 
     def close(self) -> None:
         """Ray goes down. Its agents outlive it by a minute unless it goes in order, which takes a second or two.
@@ -221,16 +232,6 @@ def set_environment(more: Mapping[str, str]) -> None:
     ray._private.worker._worker_logs_enabled = False
 
 
-def bundle(resources: ResourcesSpec) -> dict[str, float]:
-    """What one worker takes, in Ray's words."""
-    return {"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {})
-
-
-def strategy(profile: ClusterProfile) -> str:
-    """How the workers are placed, as Ray writes it."""
-    return profile.placement.replace("-", "_").upper()
-
-
 def _workers(layout: Layout, place: str) -> str:
     elastic = f"{layout.min_workers} to " if layout.min_workers < layout.workers else ""
     return f"{elastic}{layout.workers} worker{'s' if layout.workers > 1 else ''} on {place}"
@@ -243,60 +244,23 @@ def _shutdown() -> None:
 
 
 def _mailbox(hang_timeout_s: float) -> Any:
-    """On the driver's own node: a driver that lives can be told, whatever becomes of the others."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+    """One that is started again, whatever becomes of its process."""
     from shoal.backends.mailbox import Mailbox
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    return ray.remote(Mailbox).options(**options).remote(hang_timeout_s)
+    return beside(Mailbox, hang_timeout_s, max_restarts=-1, max_task_retries=-1)
 
 
 def _fit(plan: Plan, mailbox: Any, entry: Entry | None, profile: ClusterProfile, scratch: str) -> Result:
     """Blocks until the run is over; rank 0's return value."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
     from shoal.backends.elastic import Resizes
     from shoal.backends.failures import Failures
-    from shoal.backends.ray_worker import SignalHandlers, work
+    from shoal.backends.ray_worker import work
 
-    resources = profile.resources_per_worker
-    environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(max(1, int(resources.cpu)))}
-    if plan.layout.device == "cpu":
-        environment["DS_ACCELERATOR"] = "cpu"
-    if profile.network_interface:
-        environment |= {f"{library}_SOCKET_IFNAME": profile.network_interface for library in ("GLOO", "NCCL")}
-    asked = profile.workers
-    callbacks: list[Any] = [Failures(mailbox, plan.max_failures, plan.max_preemptions), SignalHandlers()]
-    if isinstance(asked, WorkersSpec):
+    callbacks: list[Any] = [Failures(mailbox, plan.max_failures, plan.max_preemptions)]
+    if isinstance(profile.workers, WorkersSpec):
         callbacks.append(Resizes(mailbox))
-    trainer = DataParallelTrainer(
-        work,
-        train_loop_config={"plan": plan.model_dump_json(), "mailbox": mailbox, "entry": entry},
-        scaling_config=ScalingConfig(
-            num_workers=(asked.min, asked.max) if isinstance(asked, WorkersSpec) else asked,
-            elastic_resize_monitor_interval_s=asked.check_every_s if isinstance(asked, WorkersSpec) else 60.0,
-            use_gpu=resources.gpu > 0,
-            resources_per_worker=bundle(resources),
-            placement_strategy=strategy(profile),
-            accelerator_type=resources.accelerator_type,
-        ),
-        run_config=RunConfig(
-            name=plan.run_id,
-            storage_path=scratch,
-            failure_config=FailureConfig(
-                max_failures=plan.max_failures,
-                max_preemption_failures=plan.max_preemptions,
-                # groups that do not come up; on a cluster require_room says when to give up
-                controller_failure_limit=-1 if profile.kind == "ray" else max(2, plan.max_failures),
-            ),
-            callbacks=callbacks,
-            worker_runtime_env={"env_vars": environment},
-        ),
-    )
-    result = trainer.fit().return_value
+    config = {"plan": plan.model_dump_json(), "mailbox": mailbox, "entry": entry}
+    budget = (plan.max_failures, plan.max_preemptions)
+    result = trainer(work, config, profile, plan.run_id, budget, callbacks, scratch).fit().return_value
     assert isinstance(result, Result), "rank 0 returned no result"
     return result

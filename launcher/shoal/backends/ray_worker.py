@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import traceback
 from datetime import timedelta
 from types import FrameType
@@ -20,6 +21,8 @@ from shoal.train.world import Directive, Preempted, Pulse, Result, World
 PROCESS_GROUP_TIMEOUT_S = 1800
 BEAT_S = 1.0
 STDERR = 2
+TAKE_EVERY_S = 0.1
+"""How often a worker that waits asks for a plan."""
 
 PULSE = Pulse()
 """This process is one worker; a signal's handler, the heartbeat and the training thread share this."""
@@ -48,16 +51,50 @@ class SignalHandlers(WorkerCallback):
 
 def work(config: dict[str, Any]) -> Result:
     """One worker's life, in a process of Ray's: join the others, run the plan."""
+    from shoal.backends.inline import quiet
+
+    quiet()
+    result = _turn(Plan.model_validate_json(config["plan"]), config["mailbox"], config["entry"])
+    _disconnect()
+    return result
+
+
+def work_on(config: dict[str, Any]) -> None:
+    """One worker's life in a group that stays: plan after plan, as the desk gives them out, in one process group."""
     import ray.train
     from ray.exceptions import RayActorError
 
     from shoal.backends.inline import quiet
-    from shoal.backends.mailbox import Reporter
 
     quiet()
-    plan = Plan.model_validate_json(config["plan"])
-    context, mailbox = ray.train.get_context(), config["mailbox"]
-    rank, size, me = context.get_world_rank(), context.get_world_size(), ray.get_runtime_context()
+    desk, rank = config["mailbox"], ray.train.get_context().get_world_rank()
+    turn = 0
+    while True:
+        if PULSE.wish != Directive.CONTINUE:
+            raise RayActorError("", f"was asked to leave by {PULSE.asked_by}", False, True)
+        given = ray.get(desk.take.remote(turn))
+        if given is None:
+            time.sleep(TAKE_EVERY_S)
+            continue
+        turn, text = given
+        if not turn:
+            _disconnect()
+            return
+        PULSE.begin()
+        result = _turn(Plan.model_validate_json(text), desk, config["entry"])
+        _let_go()
+        ray.get(desk.finish.remote(rank, result))
+
+
+def _turn(plan: Plan, mailbox: Any, entry: Any) -> Result:
+    """One plan on this rank, from joining the others to the result."""
+    import ray.train
+    from ray.exceptions import RayActorError
+
+    from shoal.backends.mailbox import Reporter
+
+    context, me = ray.train.get_context(), ray.get_runtime_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
     joined = mailbox.join.remote(rank, size, os.getpid(), me.get_node_id(), me.get_actor_id())
     world = World(
         rank=rank,
@@ -73,12 +110,9 @@ def work(config: dict[str, Any]) -> Result:
     heart.start()
     try:
         _connect(world, plan)
-        entry = config["entry"]
         if entry is None:
             from shoal.train.entry import run as entry
-        result = entry(plan, world, report)
-        _disconnect(world)
-        return result
+        return entry(plan, world, report)
     except Preempted as left:
         # Ray Train counts an actor that says so against max_preemption_failures.
         raise RayActorError("", str(left), False, True) from None
@@ -90,6 +124,17 @@ def work(config: dict[str, Any]) -> Result:
     finally:
         heart.stop()
         report.flush()
+
+
+def _let_go() -> None:
+    """What the plan before held in memory is free for the next one."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class Heart(threading.Thread):
@@ -139,7 +184,7 @@ class Heart(threading.Thread):
 
 
 def _connect(world: World, plan: Plan) -> None:
-    """Bring the process group up. Rank 0's store picks a free port itself, so that no other process can take it."""
+    """Bring the process group up, unless it is. Rank 0's store picks a free port itself: no other process can take it."""
     import torch
     import torch.distributed as dist
     from ray.train.collective import broadcast_from_rank_zero
@@ -148,7 +193,7 @@ def _connect(world: World, plan: Plan) -> None:
     device = plan.layout.device
     if device == "cuda":
         torch.cuda.set_device(world.local_rank)
-    if world.size == 1:
+    if world.size == 1 or dist.is_initialized():
         return
     host, port, store = "", 0, None
     if world.is_main:
@@ -174,8 +219,8 @@ def _connect(world: World, plan: Plan) -> None:
     )
 
 
-def _disconnect(world: World) -> None:
+def _disconnect() -> None:
     import torch.distributed as dist
 
-    if world.size > 1 and dist.is_initialized():
+    if dist.is_initialized() and dist.get_world_size() > 1:
         dist.destroy_process_group()

@@ -41,12 +41,28 @@ def resized(placed: Layout, batch_size: int, workers: int) -> Layout:
     """`placed` with the rows dealt over so many workers as there are: the micro-batch stays, the accumulation follows."""
     if workers == placed.workers:
         return placed
-    now = deal(batch_size, workers, placed.micro_batch_size, 1)
+    return _dealt(placed, workers, deal(batch_size, workers, placed.micro_batch_size, 1))
+
+
+def halved(placed: Layout, batch_size: int) -> Layout | None:
+    """`placed` with half the rows in a forward pass, and more passes instead; None where it is one row already."""
+    if placed.micro_batch_size == 1:
+        return None
+    return _dealt(placed, placed.workers, deal(batch_size, placed.workers, -(-placed.micro_batch_size // 2), 1))
+
+
+def _dealt(placed: Layout, workers: int, now: Deal) -> Layout:
     sizes = {
+        "train_micro_batch_size_per_gpu": now.micro_batch_size,
         "gradient_accumulation_steps": now.accumulation,
         "train_batch_size": now.micro_batch_size * now.accumulation * workers,
     }
-    changes = {"workers": workers, "accumulation": now.accumulation, "idle_rows": now.idle_rows}
+    changes = {
+        "workers": workers,
+        "micro_batch_size": now.micro_batch_size,
+        "accumulation": now.accumulation,
+        "idle_rows": now.idle_rows,
+    }
     return placed.model_copy(update={**changes, "deepspeed": {**placed.deepspeed, **sizes}})
 
 

@@ -40,6 +40,14 @@ class Pulse:
     """
 
     def __init__(self) -> None:
+        self.wish = Directive.CONTINUE
+        """What this rank was asked from outside: by a signal, or by its node that goes."""
+        self.asked_by = ""
+        """Who asked, in words."""
+        self.begin()
+
+    def begin(self) -> None:
+        """At the beginning of a run; a process may do one after another."""
         self.phase = "starting"
         self.step = 0
         """The last step whose update is done."""
@@ -48,10 +56,6 @@ class Pulse:
         """Inside a collective of ours: this rank waits for others."""
         self.attempt: int | None = None
         """The journal's number of this attempt; rank 0 alone knows it."""
-        self.wish = Directive.CONTINUE
-        """What this rank was asked from outside: by a signal, or by its node that goes."""
-        self.asked_by = ""
-        """Who asked, in words."""
         self._at = time.monotonic()
 
     def mark(self, phase: str | None = None, step: int | None = None) -> None:

@@ -1,0 +1,37 @@
+"""How the trials of a sweep and its driver hear of each other: an actor on the driver's node."""
+
+from shoal.train.world import Event
+
+
+def post_name(sweep_id: str) -> str:
+    """The actor's name, in the sweep's own Ray namespace."""
+    return f"post-{sweep_id}"
+
+
+class Post:
+    """Trials put their events here, the driver takes them; the driver says once that all must leave."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.leaving = ""
+        self.taken: dict[str, int] = {}
+        """Data that a trial prepares just now, and which."""
+
+    def tell(self, events: list[Event]) -> str:
+        """What happened to one trial; answers why it must leave, if it must."""
+        self.events += events
+        return self.leaving
+
+    def drain(self, leaving: str) -> list[Event]:
+        """The driver's call: takes all events. `leaving`: why all trials must leave; stays once it was said."""
+        self.leaving = self.leaving or leaving
+        events, self.events = self.events, []
+        return events
+
+    def take(self, digest: str, trial: int) -> bool:
+        """Whether this trial may prepare these data now: nobody else does. Asked again by whoever waits."""
+        return self.taken.setdefault(digest, trial) == trial
+
+    def give_back(self, trial: int) -> None:
+        """This trial prepares nothing any more."""
+        self.taken = {digest: holder for digest, holder in self.taken.items() if holder != trial}

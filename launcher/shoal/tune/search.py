@@ -1,0 +1,94 @@
+"""A sweep's search and schedule, in Ray Tune's own classes."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, SearchGenerator
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from shoal.spec.sweep import SweepSpec
+from shoal.tune.pace import Pace, grace_period, perturbation_interval
+from shoal.tune.space import Params
+
+METRIC, TIME = "metric", "tokens"
+"""Names of a result's fields: what trials are judged by, and what counts as time."""
+
+
+def space(spec: SweepSpec) -> dict[str, Any]:
+    """Dotted field -> Ray Tune's domain."""
+    return {field: _domain(one.kind, getattr(one, one.kind)) for field, one in spec.dimensions.items()}
+
+
+def _domain(kind: str, given: list[Any]) -> Any:
+    if kind == "choice":
+        return tune.choice(given)
+    if kind == "grid":
+        return tune.grid_search(given)
+    return getattr(tune, kind)(*given)
+
+
+def search(spec: SweepSpec, earlier: Sequence[Params], concurrent: int) -> SearchAlgorithm:
+    """What suggests. `earlier`: the params of the trials so far, which it suggests again first, in their order.
+
+    At random and over a grid the suggestions are a function of space and seed, so they come again by themselves.
+    Optuna learns, so it is given the earlier ones; its generator then goes on from a seed that it has not used.
+    """
+    if spec.search == "optuna":
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna = OptunaSearch(points_to_evaluate=list(earlier) or None, seed=spec.seed + len(earlier))
+        return SearchGenerator(ConcurrencyLimiter(optuna, max_concurrent=concurrent))
+    return BasicVariantGenerator(max_concurrent=0 if spec.scheduler == "pbt" else concurrent, random_state=spec.seed)
+
+
+def samples(spec: SweepSpec, trials: int) -> int:
+    """Tune's num_samples: times that a grid is gone through, or trials."""
+    grids = math.prod(len(one.grid) for one in spec.dimensions.values() if one.grid)
+    return math.ceil(trials / grids)
+
+
+def scheduler(spec: SweepSpec, one: Pace) -> TrialScheduler:
+    """What stops trials. `one`: the pace of a trial of the job as it stands."""
+    match spec.scheduler:
+        case "asha":
+            grace = grace_period(spec, one)
+            return ASHAScheduler(
+                time_attr=TIME,
+                max_t=max(one.tokens, grace),
+                grace_period=grace,
+                reduction_factor=spec.asha.reduction_factor,
+                brackets=spec.asha.brackets,
+                stop_last_trials=False,  # who comes to the end finishes: it is exported
+            )
+        case "median":
+            return MedianStoppingRule(
+                time_attr=TIME,
+                grace_period=grace_period(spec, one),
+                min_samples_required=spec.median.min_samples_required,
+                min_time_slice=math.inf,  # pyright: ignore[reportArgumentType]  trials never make way for others
+            )
+        case "pbt":
+            pbt = spec.pbt
+            return PopulationBasedTraining(
+                time_attr=TIME,
+                perturbation_interval=perturbation_interval(spec, one),
+                quantile_fraction=pbt.quantile_fraction,
+                resample_probability=pbt.resample_probability,
+                hyperparam_mutations={
+                    field: one.choice if one.choice is not None else _domain(one.kind, one.numbers)
+                    for field, one in spec.dimensions.items()
+                },
+                log_config=False,
+                require_attrs=False,  # a trial that leaves reports no metric
+            )
+        case "none":
+            return FIFOScheduler()

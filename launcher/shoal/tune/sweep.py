@@ -1,0 +1,235 @@
+"""A sweep: one Ray, one preparation of the data, and Ray Tune over trials that are runs.
+
+Tune's own state is scratch. What lasts lies in the store: each suggestion before its trial begins, each end, and the
+trials' runs. A sweep that is resumed makes Tune anew: the same suggestions come again in the same order, trials tell
+again what they told before, and go on where they were.
+"""
+
+import math
+import os
+import random
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait as wait_for
+from contextlib import closing
+from itertools import count
+from typing import Any, cast
+
+from shoal import launch
+from shoal.backends import OnEvent
+from shoal.backends.group import beside
+from shoal.backends.ray_train import RAY, RayTrain
+from shoal.errors import Problem, SpecError
+from shoal.lease import held
+from shoal.plan.types import Plan
+from shoal.record import rows
+from shoal.spec.cluster import ClusterProfile
+from shoal.storage import Storage
+from shoal.train.world import Event
+from shoal.tune.board import Board, board
+from shoal.tune.folder import SweepFolder, SweepPlan, Trial, TrialEnd
+from shoal.tune.space import trial_count, trial_profile
+
+WAIT_S = 0.2
+LEASE_S = launch.REPLACED_S
+DEATHS = 3
+"""Times that a trial's own process may die before the trial has failed."""
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that leaves reports none
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's own state is thrown away
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def run_sweep(
+    plan: SweepPlan,
+    profile: ClusterProfile,
+    storage: Storage,
+    on_event: OnEvent,
+    stop: threading.Event,
+    backend: RayTrain | None = None,
+) -> Board:
+    """Carry out a new sweep; its leaderboard. `backend`: a Ray of the profile's that is up, and stays up afterwards.
+
+    Raises: ShoalError; StorageError when there is a sweep of that id.
+    """
+    folder = SweepFolder.of(storage, profile.storage.runs, plan.sweep_id)
+    with held(folder.lease, on_lost=stop.set):
+        folder.write_plan(plan)
+        return _drive(plan, folder, profile, storage, on_event, stop, backend)
+
+
+def resume_sweep(
+    folder: SweepFolder,
+    profile: ClusterProfile,
+    storage: Storage,
+    on_event: OnEvent,
+    stop: threading.Event,
+    backend: RayTrain | None = None,
+) -> Board:
+    """Go on with a sweep: trials that ended are kept, the others continue. One that is finished is shown."""
+    plan = folder.read_plan()
+    with held(folder.lease, on_lost=stop.set, wait_s=LEASE_S):
+        if _is_finished(folder):
+            on_event(_begins(plan, folder))
+            on_event({"kind": "note", "message": f"{folder.id} is finished already: there is nothing to do"})
+            return board(folder)
+        return _drive(plan, folder, profile, storage, on_event, stop, backend)
+
+
+def _begins(plan: SweepPlan, folder: SweepFolder) -> Event:
+    own = {"sweep": folder.id, "folder": folder.url}
+    return {
+        "kind": "sweep",
+        **own,
+        "metric": plan.spec.metric,
+        "mode": plan.spec.mode,
+        "trials": trial_count(plan.spec),
+    }
+
+
+def _is_finished(folder: SweepFolder) -> bool:
+    ends = [row for row in rows.read(folder.lease).events if row["kind"] == "ended"]
+    return bool(ends) and ends[-1]["state"] == "finished"
+
+
+def _drive(
+    plan: SweepPlan,
+    folder: SweepFolder,
+    profile: ClusterProfile,
+    storage: Storage,
+    on_event: OnEvent,
+    stop: threading.Event,
+    backend: RayTrain | None,
+) -> Board:
+    if profile.kind == "inline":
+        fix = "use --on local, or kind: ray"
+        raise SpecError(Problem("kind", "inline is this process alone, and a sweep needs Ray", fix))
+    if backend is None:
+        with closing(cast(RayTrain, launch.backend_for(profile))) as backend:
+            backend.start()
+            return _drive(plan, folder, profile, storage, on_event, stop, backend)
+    each = trial_profile(plan.spec, profile)
+    each = each.model_copy(update={"workers": each.max_workers})
+    on_event(_begins(plan, folder))
+    made = launch.prepared_plan(plan.job, each, storage, backend, on_event)
+    earlier = folder.read_trials()
+    concurrent = _concurrent(plan, profile, each, backend)
+    scratch = tempfile.mkdtemp(prefix="shoal-sweep-")
+    try:
+        tuning = RAY.submit(_tune, plan, folder, each, made, earlier, concurrent, scratch, on_event, stop)
+        while not wait_for([tuning], timeout=WAIT_S).done:
+            pass  # the main thread stays free for signals
+        finished = tuning.result()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    rows.append(folder.lease, {"kind": "ended", "time": rows.stamp(), "state": "finished" if finished else "stopped"})
+    return board(folder)
+
+
+def _concurrent(plan: SweepPlan, profile: ClusterProfile, each: ClusterProfile, backend: RayTrain) -> int:
+    """Trials at once: no more than there is room for."""
+    asked = plan.spec.max_concurrent
+    most = trial_count(plan.spec) if asked == "auto" else min(asked, trial_count(plan.spec))
+    if profile.kind == "local":
+        return max(1, min(most, profile.max_workers // each.max_workers))
+    return max(1, RAY.submit(_fitting, each, most).result())
+
+
+def _fitting(each: ClusterProfile, most: int) -> int:
+    """How many groups of a trial's workers fit now, up to `most`: Ray alone knows."""
+    from ray.util import placement_group, remove_placement_group
+
+    from shoal.backends.group import bundle, strategy
+
+    groups: list[Any] = []
+    try:
+        while len(groups) < most:
+            bundles = [bundle(each.resources_per_worker)] * each.max_workers
+            groups.append(placement_group(bundles, strategy(each)))
+            if not groups[-1].wait(2):
+                return len(groups) - 1
+        return len(groups)
+    finally:
+        for group in groups:
+            remove_placement_group(group)
+
+
+def _tune(
+    plan: SweepPlan,
+    folder: SweepFolder,
+    each: ClusterProfile,
+    made: Plan,
+    earlier: Sequence[tuple[Trial, TrialEnd | None]],
+    concurrent: int,
+    scratch: str,
+    on_event: OnEvent,
+    stop: threading.Event,
+) -> bool:
+    """Blocks until all trials have ended or left; whether the sweep is finished. In the thread that owns Ray."""
+    os.environ.update(TUNE_ENVIRONMENT)
+    import numpy as np
+    from ray import tune
+
+    from shoal.tune import search
+    from shoal.tune.pace import pace
+    from shoal.tune.post import Post, post_name
+    from shoal.tune.trial import Shared, TrialActor
+    from shoal.tune.watch import BUDGET, Watch
+
+    spec = plan.spec
+    random.seed(spec.seed)  # ASHA's brackets and PBT's changes are drawn from the global generators
+    np.random.seed(spec.seed)
+    post = beside(Post, name=post_name(folder.id))
+    suggests = search.search(spec, [trial.params for trial, _ in earlier], concurrent)
+    price = (each.price_per_worker_hour or 0.0) * each.max_workers
+    watch = Watch(spec, folder, post, suggests, price, on_event, stop)
+    actor = type("TrialActor", (TrialActor,), {"shared": Shared(plan, each)})
+    tuner = tune.Tuner(
+        tune.with_resources(actor, _seat(concurrent)),
+        param_space=search.space(spec),
+        tune_config=tune.TuneConfig(
+            metric=search.METRIC,
+            mode=spec.mode,
+            search_alg=suggests,
+            scheduler=search.scheduler(spec, pace(made, spec.metric)),
+            num_samples=search.samples(spec, trial_count(spec)),
+            reuse_actors=True,
+            trial_name_creator=_names(),
+            trial_dirname_creator=str,
+        ),
+        run_config=tune.RunConfig(
+            name=folder.id,
+            storage_path=scratch,
+            callbacks=[watch],
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=DEATHS),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    tuner.fit()
+    watch.drain()
+    return watch.leaving in ("", BUDGET) and len(watch.ended) == len(watch.began)
+
+
+def _names() -> Callable[[Any], str]:
+    """Trials are numbered in the order in which they were suggested."""
+    numbers = count(1)
+    return lambda trial: f"{next(numbers):04d}"
+
+
+def _seat(concurrent: int) -> Any:
+    """What a trial's own process takes: a share of this node, where it lives beside the driver, and nothing of what
+    its workers need. So many shares there are."""
+    import ray
+    from ray import tune
+
+    here = ray.get_runtime_context().get_node_id()
+    node = next(one for one in ray.nodes() if one["NodeID"] == here)
+    name = next(name for name in node["Resources"] if name.startswith("node:") and "head" not in name)
+    return tune.PlacementGroupFactory([{name: math.floor(1000 / concurrent) / 1000}])
