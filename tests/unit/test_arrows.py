@@ -146,6 +146,7 @@ def test_planning_takes_the_types_of_facts_alone_and_facts_the_light_side_of_dat
         "shoal.plan.planner, shoal.plan.table, shoal.facts.gather, shoal.spec.load",
         "shoal.models, shoal.hub",
         "shoal.kube.render",
+        "shoal.cli.sweep, shoal.tune.forecast, shoal.tune.board, shoal.tune.table, shoal.tune.page, shoal.tune.live",
         "shoal.train.world",
     ],
 )

@@ -25,7 +25,7 @@ def place_problems(spec: SweepSpec, profile: ClusterProfile) -> Iterator[Problem
     elif profile.kind == "local" and isinstance(spec.max_concurrent, int):
         each = spec.workers or room
         if spec.max_concurrent * each > room:
-            what = f"{spec.max_concurrent} trials of {each} workers at once, but the profile has {room} workers"
+            what = f"{spec.max_concurrent} trials of {each} worker{'s' * (each > 1)} at once, but the profile has {room} workers"
             fix = f"use at most {room // each}, or auto; or set sweep.workers: {max(1, room // spec.max_concurrent)}"
             yield Problem("sweep.max_concurrent", what, fix)
     if spec.budget.cost is not None and profile.price_per_worker_hour is None:

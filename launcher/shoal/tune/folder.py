@@ -30,6 +30,17 @@ class SweepPlan(Frozen):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The checkpoint of another trial that a trial begins with, under pbt."""
+
+    run: str
+    """Id of that trial's run."""
+    step: int
+    tokens: int
+    """Seen until then."""
+
+
+@dataclass(frozen=True)
 class Trial:
     """One suggestion, written down before its trial begins."""
 
@@ -41,6 +52,19 @@ class Trial:
     """Id of the trial's run."""
     time: str
     """UTC, ISO 8601."""
+    line: int | None = None
+    """Under pbt, the suggestion whose place it has taken; None for a suggestion itself."""
+    origin: Origin | None = None
+
+    @classmethod
+    def of(cls, body: dict[str, Any]) -> "Trial":
+        origin = body.get("origin")
+        return cls(**{**body, "origin": None if origin is None else Origin(**origin)})
+
+    @property
+    def place(self) -> int:
+        """The suggestion that it stands for."""
+        return self.line or self.number
 
 
 @dataclass(frozen=True)
@@ -124,7 +148,7 @@ class SweepFolder:
         return RunFolder(self.storage, join(self.url.rstrip("/").rpartition("/")[0], self.run_id(number)))
 
     def write_plan(self, plan: SweepPlan) -> None:
-        """Write the plan, and the job file that it came from, for good. Raises: StorageError when the sweep is there already."""
+        """Write the plan, and the job file that it came from. Raises: FileExistsError when the sweep is there already."""
         body = plan.model_dump(mode="json", exclude_unset=True)  # what a job leaves out is the planner's to decide
         text = yaml.safe_dump(body["job"] | {"sweep": body["spec"]}, sort_keys=False, allow_unicode=True)
         self.storage.write(self.plan, json.dumps(body, indent=1).encode(), if_absent=True)
@@ -134,7 +158,7 @@ class SweepFolder:
         return SweepPlan.model_validate_json(self.storage.read(self.plan))
 
     def write_trial(self, trial: Trial) -> None:
-        """Write a suggestion down. Raises: StorageError when that number is taken."""
+        """Write a suggestion down. Raises: FileExistsError when that number is taken."""
         self.storage.write(self.trial(trial.number), _line(trial), if_absent=True)
 
     def write_end(self, end: TrialEnd) -> None:
@@ -149,7 +173,7 @@ class SweepFolder:
             if one.url.endswith(".end.json"):
                 ends[body["number"]] = TrialEnd(**body)
             else:
-                begun.append(Trial(**body))
+                begun.append(Trial.of(body))
         return [(trial, ends.get(trial.number)) for trial in sorted(begun, key=lambda one: one.number)]
 
 

@@ -94,22 +94,21 @@ def board_table(found: Board) -> RenderableType:
     """The leaderboard, best first."""
     fields = searched(found.rows)
     shown = Table(box=None, padding=(0, 2, 0, 0))
-    shown.add_column("", justify="right")
-    for name in ("trial", *map(short, fields), found.metric, "step", "tokens", "time"):
-        shown.add_column(name, justify="right")
-    shown.add_column("state")
-    shown.add_column("why", overflow="fold")
-    for place, row in enumerate(found.ranked, 1):
+    for name in ("trial", *map(short, fields), short(found.metric), "step", "tokens", "time"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("state", overflow="fold")
+    for row in found.ranked:
         score = found.score(row)
-        cells = [str(place), str(row.number), *(brief(row.params.get(field, "")) for field in fields)]
+        cells = [str(row.number), *(brief(row.params.get(field, "")) for field in fields)]
         cells += ["" if score is None else f"{score:.4f}", f"{row.step:,}", f"{row.tokens:,}"]
         cells += ["" if row.seconds is None else duration(row.seconds)]
         style = "bold" if row is found.winner else ""
-        state = Text(row.state, style=COLOURS.get(row.state, ""))
-        shown.add_row(*(Text(cell, style=style) for cell in cells), state, Text(why(row)))
+        state = Text.assemble((row.state, COLOURS.get(row.state, "")), f": {why(row)}" if why(row) else "")
+        shown.add_row(*(Text(cell, style=style) for cell in cells), state)
     counts = ", ".join(f"{found.count(state)} {state}" for state in (*COLOURS, "unfinished") if found.count(state))
     planned = f" of {found.trials}" if found.trials is not None else ""
     head = Text.assemble((found.sweep, "bold"), f"  {len(found.rows)}{planned} trials: {counts or 'none began'}")
+    head.append(f"; by {found.metric}, best first", style="dim")
     return Group(head, shown) if found.rows else head
 
 

@@ -1,0 +1,245 @@
+"""What a person is told of a `sweep` section that cannot work: all of it at once, before anything starts."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mistakes import Case
+
+from shoal import cli
+
+PROFILE = "two.yaml"
+SOUND: dict[str, Any] = {"space": {"optimizer.learning_rate": {"loguniform": [1e-5, 1e-3]}}, "trials": 8, "workers": 1}
+HELD_OUT = {"data": {"validation": 0.2}, "train": {"num_train_epochs": 8, "max_steps": 8, "eval_steps": 2}}
+
+
+def case(name: str, *says: str, on: str = PROFILE, job: dict[str, Any] | None = None, **sweep: Any) -> Case:
+    """A sweep that is sound but for what is given."""
+    change = {**HELD_OUT, **(job or {}), "sweep": {**SOUND, **sweep}}
+    return Case(name, says, change, command=("sweep", "job.yaml"), on=on)
+
+
+def space(name: str, says: str, /, **fields: Any) -> Case:
+    return case(name, says, space={field.replace("__", "."): values for field, values in fields.items()})
+
+
+CASES = [
+    space(
+        "an unknown field",
+        "sweep.space.optimizer.learning_rte: is not a field of `optimizer`; did you mean `optimizer.learning_rate`?",
+        optimizer__learning_rte=[1e-4, 1e-3],
+    ),
+    space(
+        "a field in no section",
+        "sweep.space.learning_rate: is not a field of the file; write `optimizer.learning_rate`",
+        learning_rate=[1e-4],
+    ),
+    space("another tool's name", "sweep.space.lr: is a name from", lr=[1e-4]),
+    space("an empty list", "sweep.space.lora.r: is empty; list at least one value", lora__r=[]),
+    space("an empty choice", "sweep.space.lora.r.choice: is empty; list at least one value", lora__r={"choice": []}),
+    space("the same value twice", "sweep.space.lora.r: has 8 twice; list each value once", lora__r=[8, 16, 8]),
+    space(
+        "low above high",
+        "learning_rate.loguniform: low 0.001 is more than high 1e-05; turn them round: [1e-05, 0.001]",
+        optimizer__learning_rate={"loguniform": [1e-3, 1e-5]},
+    ),
+    space(
+        "low equal to high",
+        "learning_rate.uniform: holds 0.001 alone; widen it, or write optimizer.learning_rate: 0.001 in the job",
+        optimizer__learning_rate={"uniform": [1e-3, 1e-3]},
+    ),
+    space(
+        "a whole range of one",
+        "sweep.space.lora.r.randint: holds 8 alone",
+        lora__r={"randint": [8, 9]},
+    ),
+    space(
+        "log of zero",
+        "weight_decay.loguniform: low is 0, and a number that is searched by its logarithm is above 0; raise low, or use "
+        "uniform",
+        optimizer__weight_decay={"loguniform": [0, 0.1]},
+    ),
+    space(
+        "log of a negative number",
+        "low is -1, and a number that is searched by its logarithm is above 0",
+        optimizer__weight_decay={"loguniform": [-1, 0.1]},
+    ),
+    space("too few numbers", "uniform: is [0.1]; write [low, high], 2 numbers", optimizer__weight_decay={"uniform": [0.1]}),
+    space(
+        "no multiples of q",
+        "quniform: low and high are not multiples of q, 0.04; choose bounds that are",
+        optimizer__adam_beta1={"quniform": [0.8, 0.95, 0.04]},
+    ),
+    space(
+        "a mistyped sort of values",
+        "optimizer.learning_rate: `log_uniform` is no sort of values; did you mean `loguniform`?",
+        optimizer__learning_rate={"log_uniform": [1e-5, 1e-3]},
+    ),
+    space(
+        "two sorts of values",
+        "optimizer.learning_rate: says uniform and choice; give one of choice, grid, uniform",
+        optimizer__learning_rate={"uniform": [1e-5, 1e-3], "choice": [1e-4]},
+    ),
+    space("one value", "sweep.space.lora.r: is 8; write a list of values, or a range", lora__r=8),
+    space("a value refused", "sweep.space.lora.r[1]: is 0; allowed: a whole number from 1 to 4096", lora__r=[8, 0]),
+    space(
+        "a name refused",
+        "(did you mean `cosine`?)",
+        optimizer__lr_scheduler_type=["cosin", "linear"],
+    ),
+    space(
+        "the end of a range refused",
+        "learning_rate.uniform[1]: is 20.0; allowed: a number above 0 below 10",
+        optimizer__learning_rate={"uniform": [1e-3, 20]},
+    ),
+    space(
+        "fractions of a whole number",
+        "sweep.space.lora.r: uniform gives fractions; a whole number is asked; use randint",
+        lora__r={"uniform": [8, 64]},
+    ),
+    space("the name", "sweep.space.name: cannot be searched; take it out: it names runs", name=["a", "b"]),
+    space("the validation", "data.validation: cannot be searched; take it out", data__validation=[0.1, 0.2]),
+    space(
+        "a section and its part",
+        "lora.r: is part of lora, which is searched too; keep one of them",
+        lora=[{"r": 8}, {"r": 16}],
+        lora__r=[8, 16],
+    ),
+    case("no space", "sweep.space: is empty; name a field and its values: optimizer.learning_rate", space={}),
+    case("a mistyped field of sweep", "sweep.trails: is not a field of `sweep`; did you mean `sweep.trials`?", trails=3),
+    case("no such scheduler", "sweep.scheduler: is the text 'ashaa'", "(did you mean `asha`?)", scheduler="ashaa"),
+    case("a metric that nobody knows", "sweep.metric: is the text 'accuracy'; allowed: ", metric="accuracy"),
+    case(
+        "a metric that is never reported",
+        "sweep.metric: validation.loss is never reported: data.validation holds nothing out; set data.validation: 0.05, or "
+        "sweep.metric: train.loss",
+        job={"data": {}},
+    ),
+    case(
+        "a metric that comes too late",
+        "sweep.scheduler: asha stops trials by what they report, and validation.loss comes once, at the end of a trial; set "
+        "train.eval_steps to 2, a quarter of its 8 steps",
+        job={"train": {"num_train_epochs": 8, "max_steps": 8, "eval_steps": 8}},
+        scheduler="asha",
+    ),
+    case(
+        "a scheduler that stops nothing",
+        "sweep.asha.grace_period: 1,000,000,000 tokens, and a trial has ",
+        "use a share of a trial",
+        scheduler="asha",
+        asha={"grace_period": 1e9},
+    ),
+    case(
+        "a grid without end",
+        "optimizer.learning_rate: loguniform has no end of values for search: grid",
+        search="grid",
+        trials=None,
+    ),
+    case(
+        "fewer trials than the grid",
+        "sweep.trials: 3, but the grid has 4 combinations; leave it out",
+        search="grid",
+        trials=3,
+        space={"lora.r": [8, 16], "optimizer.learning_rate": [1e-4, 1e-3]},
+    ),
+    case("a grid at random", "lora.r: grid, and search is random; write choice", space={"lora.r": {"grid": [8, 16]}}),
+    case(
+        "pbt of what cannot change",
+        "lora.r: cannot be searched by pbt, which changes a trial while it runs; search fields of optimizer alone",
+        scheduler="pbt",
+        space={"lora.r": [8, 16]},
+    ),
+    case("pbt and optuna", "sweep.search: optuna, and pbt changes the numbers", scheduler="pbt", search="optuna"),
+    case(
+        "more workers than there are",
+        "sweep.workers: 4 for each trial, but the profile has 2; use at most 2, or raise workers in the profile",
+        workers=4,
+    ),
+    case(
+        "more trials at once than there is room for",
+        "sweep.max_concurrent: 3 trials of 1 worker at once, but the profile has 2 workers; use at most 2, or auto",
+        max_concurrent=3,
+    ),
+    case(
+        "a cost without a price",
+        "sweep.budget.cost: the profile does not say what a worker costs; add price_per_worker_hour to the profile",
+        budget={"cost": 5},
+    ),
+    case("no Ray", "kind: inline is this process alone, and a sweep needs Ray; use --on local", on="here.yaml"),
+    case(
+        "a point that has no plan",
+        "sweep.space: gives data.sequence_length=9999: data.sequence_length: 9999 is more than the model's "
+        "max_position_embeddings, 512; use at most 512",
+        space={"data.sequence_length": [96, 9999]},
+    ),
+    case(
+        "a combination that has no plan",
+        "sweep.space: gives deepspeed.offload=parameters deepspeed.stage=2: deepspeed.offload: parameters needs stage 3",
+        space={"deepspeed.offload": ["none", "parameters"], "deepspeed.stage": [2, 3]},
+    ),
+    case(
+        "many mistakes at once",
+        "sweep.space.lora.r: is empty",
+        "sweep.space.optimizer.lerning_rate: is not a field",
+        "train.batch_sise: is not a field",
+        "sweep.trials: is 0; allowed: a whole number from 1",
+        job={"train": {"batch_sise": 4}},
+        space={"lora.r": [], "optimizer.lerning_rate": [1e-4]},
+        trials=0,
+    ),
+    case(
+        "many reasons at once",
+        "sweep.workers: 4 for each trial",
+        "sweep.budget.cost: the profile does not say",
+        "sweep.scheduler: asha stops trials by what they report",
+        "sweep.space: gives data.sequence_length=9999",
+        job={"train": {"num_train_epochs": 8, "max_steps": 8, "eval_steps": 8}},
+        workers=4,
+        budget={"cost": 5},
+        scheduler="asha",
+        space={"data.sequence_length": [96, 9999]},
+    ),
+    Case("a run of a sweep", ("has a `sweep` section: it is trained many times; use  shoal sweep job.yaml",),
+         {**HELD_OUT, "sweep": SOUND}, command=("run", "job.yaml"), on=PROFILE),
+    Case("a sweep of none", ("job.yaml: has no `sweep` section; add one",), command=("sweep", "job.yaml"), on=PROFILE),
+    Case("no such job", ("jobb.yaml: there is no such job file; did you mean job.yaml?",), command=("sweep", "jobb.yaml")),
+    Case("no such sweep", ("nobody: there are no sweeps in",), command=("sweep", "show", "nobody"), on=PROFILE),
+    Case("the best of none", ("nobody: there are no sweeps in",), command=("sweep", "best", "nobody"), on=PROFILE),
+    Case("a page nowhere", ("--html: there is no folder nowhere",),
+         command=("sweep", "show", "nobody", "--html", "nowhere/x.html"), on=PROFILE),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_workers(place: Path) -> None:
+    names = {name: str(place / name) for name in ("runs", "prepared", "cache")}
+    (place / PROFILE).write_text(yaml.safe_dump({"kind": "local", "workers": 2, "storage": names}))
+
+
+@pytest.mark.parametrize("mistake", CASES, ids=str)
+def test_a_sweep_that_cannot_work_is_told_before_anything_starts(mistake: Case, tell: Callable[[Case], None]) -> None:
+    tell(mistake)
+    assert "ray" not in sys.modules
+
+
+def test_a_sound_sweep_is_forecast(
+    place: Path, tell: Callable[[Case], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mistakes import write_job
+
+    write_job(place, Case("sound", (), {**HELD_OUT, "sweep": {**SOUND, "scheduler": "asha"}}))
+    monkeypatch.setattr(sys, "argv", ["shoal", "sweep", "job.yaml", "--on", PROFILE, "--dry-run"])
+    assert cli._status() == 0
+    said = capsys.readouterr().out
+    for words in (
+        "8, random search",
+        "1 each, 2 at once",
+        "prepared once",
+        "8 a trial, 64 in all",
+        "hours",
+        "not known",
+    ):
+        assert words in said
