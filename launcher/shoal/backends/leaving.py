@@ -77,7 +77,9 @@ def stop_driver(seconds: float) -> None:
     if not pids:
         return
     say(f"the pod must go: the driver has {seconds:.0f} s to save")
-    _signal(pids)
+    _signal(
+        pids, signal.SIGUSR1
+    )  # Ray's job server may have sent SIGTERM already, and a second one would leave at once
     say(
         "the driver has left"
         if gone(pids, time.monotonic() + seconds)
@@ -116,10 +118,10 @@ def _drain(raylet: Process, seconds: float) -> str:
     return "" if accepted else why or "no reason given"
 
 
-def _signal(pids: list[int]) -> None:
+def _signal(pids: list[int], number: signal.Signals) -> None:
     for pid in pids:
         try:
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, number)
         except ProcessLookupError:
             continue
 
@@ -131,7 +133,7 @@ def say(text: str) -> None:
 def main(arguments: list[str]) -> None:
     who, seconds = arguments
     {DRIVER: stop_driver, NODE: drain}[who](float(seconds))
-    _signal([one.pid for one in processes() if is_ray_start(one)])
+    _signal([one.pid for one in processes() if is_ray_start(one)], signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: once asks training to leave in order, twice leaves at once."""
+"""Ctrl-C and SIGTERM: once asks training to leave in order, twice leaves at once. SIGUSR1 asks as often as it comes.
+
+A pod or a batch job that must go may be told so by two at once, its job server and its scheduler; that is no hurry.
+"""
 
 import signal
 import threading
@@ -9,7 +12,7 @@ from shoal.backends import OnEvent
 from shoal.train.world import Event
 
 ASKED = "stopping: this step is finished and saved first; once more leaves at once (what was saved before stays)"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupts:
@@ -25,8 +28,8 @@ class Interrupts:
 
     @property
     def status(self) -> int:
-        """Exit status of a command that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + self._number
+        """Exit status of a command that a signal ended: 130 for Ctrl-C, 143 for SIGTERM, or for SIGUSR1 in its place."""
+        return 128 + (signal.SIGTERM if self._number == signal.SIGUSR1 else self._number)
 
     def on_event(self, event: Event) -> None:
         """Passes events on, and notices that training begins."""
@@ -43,6 +46,8 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1 and self.stop.is_set():
+            return
         self._number = signal.Signals(number)
         if self.run is None or self.stop.is_set():
             raise KeyboardInterrupt

@@ -2,7 +2,7 @@
 
 import yaml
 
-from shoal.kube.names import CACHE, PART_OF, RUN_ID, Manifest, instance, kubernetes, metadata, min_replicas
+from shoal.kube.names import CACHE, PART_OF, RUN_ID, Manifest, fits, instance, kubernetes, metadata, min_replicas
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.job import JobSpec
 from shoal.spec.kubernetes import KubernetesSpec
@@ -66,12 +66,15 @@ def network_policy(spec: KubernetesSpec, name: str) -> Manifest:
     }
 
 
-def disruption_budgets(spec: KubernetesSpec, name: str) -> list[Manifest]:
-    """Drains of nodes take one worker's pod of a group of fixed size at a time, and the head's only where it may go.
+def disruption_budgets(profile: ClusterProfile, name: str) -> list[Manifest]:
+    """Drains of nodes take one worker's pod at a time of those that the run needs, and the head's only where it may go.
 
     minAvailable as a number: a RayCluster has no scale subresource, so Kubernetes takes nothing else for its pods.
     """
-    least = sum(min_replicas(group, spec) for group in spec.worker_groups)
+    spec = kubernetes(profile)
+    largest = max(fits(group, profile) for group in spec.worker_groups)
+    always = sum(min_replicas(group, spec) for group in spec.worker_groups)
+    least = max(always, -(-profile.min_workers // largest))
     wanted = {"head": 0 if spec.head.evictable else 1, "worker": least - 1}
     return [
         {

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from shoal.errors import Problem
-from shoal.kube.names import min_replicas
+from shoal.kube.names import fits, min_replicas
 from shoal.plan import places
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.job import JobSpec, SourceSpec
@@ -140,13 +140,6 @@ def _group(where: str, group: WorkerGroupSpec, spec: KubernetesSpec, profile: Cl
         )
     yield from _memory(where, group.shm_gib, group.cache, group.memory_gib)
     yield from _cache(f"{where}.cache", group.cache, profile.storage.cache_gib)
-
-
-def fits(group: WorkerGroupSpec, profile: ClusterProfile) -> int:
-    """Workers that a pod of the group holds."""
-    each = profile.resources_per_worker
-    by_cpu = int(group.cpus // each.cpu)
-    return min(by_cpu, group.gpus // each.gpu) if each.gpu else by_cpu
 
 
 def _groups(spec: KubernetesSpec, profile: ClusterProfile) -> Iterator[Problem]:

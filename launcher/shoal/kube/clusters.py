@@ -5,6 +5,7 @@ import shlex
 
 from shoal.kube import pods
 from shoal.kube.names import FILES, HOME, RUN_ID, Manifest, metadata, min_replicas
+from shoal.spec.job import JobSpec
 from shoal.spec.kubernetes import KubernetesSpec, QueueSpec, WorkerGroupSpec
 
 API = "ray.io/v1"
@@ -12,15 +13,20 @@ HALF = 2**30 // 2
 """Bytes: the object store takes half of each GiB of /dev/shm; NCCL and gloo have the other half."""
 
 
-def ray_job(spec: KubernetesSpec, name: str, run_id: str, files: str, options: tuple[str, ...] = ()) -> Manifest:
-    """One run. Its entrypoint is the command that goes on where the last try ended, as often as it is submitted."""
-    command = ["shoal", "run", f"{FILES}/job.yaml", "--on", f"{FILES}/cluster.yaml", "--run-id", run_id, *options]
+def entrypoint(job: JobSpec, run_id: str) -> str:
+    """The command that goes on where the last try of it ended, as often as it is submitted."""
+    verb = ["run"] if job.sweep is None else ["sweep", "run"]
+    return shlex.join(["shoal", *verb, f"{FILES}/job.yaml", "--on", f"{FILES}/cluster.yaml", "--run-id", run_id])
+
+
+def ray_job(spec: KubernetesSpec, job: JobSpec, name: str, run_id: str, files: str) -> Manifest:
+    """One run, or one sweep."""
     about = metadata(name, spec, name)
     about["labels"] |= queue_labels(spec.queue, name)
     about["annotations"] = {RUN_ID: run_id}
     body: Manifest = {
         "submissionMode": "K8sJobMode",
-        "entrypoint": shlex.join(command),
+        "entrypoint": entrypoint(job, run_id),
         # Each try is a new cluster: also the loss of the head ends in a finished run.
         "backoffLimit": spec.backoff_limit,
         # The pod that submits is made again and finds the job by its id; it does not start it twice.

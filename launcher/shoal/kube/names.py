@@ -56,6 +56,13 @@ def min_replicas(group: WorkerGroupSpec, spec: KubernetesSpec) -> int:
     return 0 if spec.autoscaling else group.max_replicas
 
 
+def fits(group: WorkerGroupSpec, profile: ClusterProfile) -> int:
+    """Workers that a pod of the group holds."""
+    each = profile.resources_per_worker
+    by_cpu = int(group.cpus // each.cpu)
+    return min(by_cpu, group.gpus // each.gpu) if each.gpu else by_cpu
+
+
 def grace_seconds(spec: KubernetesSpec) -> int:
     """Seconds that a pod has to save and leave: a step and a save may be under way when the notice comes."""
     if spec.termination_grace_period_seconds != "auto":

@@ -32,8 +32,10 @@ def head(spec: KubernetesSpec, name: str, files: str | None) -> Manifest:
     if files:
         volumes.append({"name": "files", "configMap": {"name": files, "defaultMode": 0o444}})
         mounts.append({"name": "files", "mountPath": FILES, "readOnly": True})
+    # Ray's job server, when it is told to stop a job, would kill the driver after 3 s.
+    patience = {"RAY_JOB_STOP_WAIT_TIME_S": str(grace_seconds(spec) - LEAVE_S)}
     container = {
-        **_container(spec, "ray-head", mounts),
+        **_container(spec, "ray-head", mounts, patience),
         "ports": [{"name": port, "containerPort": number} for port, number in PORTS.items()],
         "resources": _resources(asked.cpus, asked.memory_gib, asked.cache, {}),
         "lifecycle": _leaving("driver", spec),
@@ -54,7 +56,7 @@ def worker(spec: KubernetesSpec, name: str, group: WorkerGroupSpec) -> Manifest:
     volumes, mounts = _volumes(group.shm_gib, group.cache)
     gpus = {group.gpu_resource: str(group.gpus)} if group.gpus else {}
     container = {
-        **_container(spec, "ray-worker", mounts),
+        **_container(spec, "ray-worker", mounts, {}),
         "ports": [{"name": "metrics", "containerPort": PORTS["metrics"]}],
         "resources": _resources(group.cpus, group.memory_gib, group.cache, gpus),
         "lifecycle": _leaving("node", spec),
@@ -139,16 +141,16 @@ def _plain(spec: KubernetesSpec, name: str, mounts: list[Manifest]) -> Manifest:
     }
 
 
-def _container(spec: KubernetesSpec, name: str, mounts: list[Manifest]) -> Manifest:
+def _container(spec: KubernetesSpec, name: str, mounts: list[Manifest], ours: dict[str, str]) -> Manifest:
     """Ray's own container, which the operator wants first; it adds the command, probes and its own variables."""
     # The preStop hook has drained the node already; Ray would do so for another 30 s.
-    ours: list[Manifest] = [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "0"}]
-    plain: list[Manifest] = [{"name": key, "value": value} for key, value in sorted(spec.env.items())]
-    secret: list[Manifest] = [
+    named = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", **ours, **dict(sorted(spec.env.items()))}
+    plain = [{"name": key, "value": value} for key, value in named.items()]
+    secret = [
         {"name": key, "valueFrom": {"secretKeyRef": {"name": where.name, "key": where.key}}}
         for key, where in sorted(spec.secret_env.items())
     ]
-    return {**_plain(spec, name, mounts), "env": [*ours, *plain, *secret]}
+    return {**_plain(spec, name, mounts), "env": [*plain, *secret]}
 
 
 def _wait_for_head(spec: KubernetesSpec, mounts: list[Manifest]) -> Manifest:

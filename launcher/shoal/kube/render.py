@@ -17,7 +17,7 @@ def run(job: JobSpec, profile: ClusterProfile, run_id: str) -> list[Manifest]:
     _refuse(checks.problems(profile), checks.of_job(job, profile))
     spec, name = kubernetes(profile), resource_name(run_id)
     files = around.files(job, profile, name, run_id)
-    made = [*_around(profile, name), files, clusters.ray_job(spec, name, run_id, files["metadata"]["name"])]
+    made = [*_around(profile, name), files, clusters.ray_job(spec, job, name, run_id, files["metadata"]["name"])]
     _refuse(operator.problems(made))
     return made
 
@@ -37,7 +37,7 @@ def _around(profile: ClusterProfile, name: str) -> list[Manifest]:
     if spec.network_policy.enabled:
         made.append(around.network_policy(spec, name))
     if spec.pod_disruption_budget:
-        made += around.disruption_budgets(spec, name)
+        made += around.disruption_budgets(profile, name)
     return made
 
 

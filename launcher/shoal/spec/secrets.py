@@ -37,7 +37,8 @@ FIXES = {
     "job": "take it out, make it invalid where it came from if the file was shared, and name where it is found instead: "
     "`env:NAME` or `file:PATH` in model.token",
     "cluster": "take it out, make it invalid where it came from if the file was shared, and name where it is found instead: "
-    "storage.s3.credentials.access_key_env and secret_key_env hold names of environment variables",
+    "storage.s3.credentials.access_key_env and secret_key_env hold names of environment variables, and "
+    "kubernetes.secret_env says which Secret they come from",
 }
 
 
