@@ -150,7 +150,8 @@ def find_id(ids: list[str], beginning: str, where: str, kind: str, start: str) -
 
 def made_order(run_id: str) -> tuple[str, str]:
     """To sort ids by: the time that an id says (none comes first), then the id."""
-    match = RUN_ID.fullmatch(run_id)
+    trial = TRIAL_ID.fullmatch(run_id)
+    match = RUN_ID.fullmatch(trial["sweep"] if trial else run_id) or RUN_ID.fullmatch(run_id)
     return match["made"] if match else "", run_id
 
 

@@ -68,5 +68,6 @@ def write_sweep(runs: Path, plan: SweepPlan | None = None) -> SweepFolder:
         if whole:
             export = f"{run.url}/export/model"
             folder.storage.write(f"{export}/weights.txt", f"of trial {number}".encode())
-            folder.storage.write(run.result, json.dumps({"export": export, "loss": last}).encode())
+            result = {"state": "finished", "step": steps, "loss": last, "train_loss": last, "export": export}
+            folder.storage.write(run.result, json.dumps(result).encode())
     return folder

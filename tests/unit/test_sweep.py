@@ -313,3 +313,26 @@ def test_the_live_table_tells_what_became_of_each_trial() -> None:
     assert lines[-1] == "trial 1: stopped at step 4, validation.loss 2.2500: asha"
     said = shown(table(trials))
     assert "2 of 8 trials: 1 running, 1 stopped" in said and "4/16  2.2500  stopped: asha" in said and "loading" in said
+
+
+# The list of runs
+
+
+def test_a_sweep_is_one_line_of_the_list_and_goes_as_a_whole(tmp_path: Path) -> None:
+    from shoal.cli.runs import chosen, survey
+
+    folder = write_sweep(tmp_path)
+    for number in range(1, 9):
+        folder.storage.write(folder.run(number).plan, b"{}")
+    folder.storage.write(folder.run(8).manifest(16), b"{}")
+    folder.storage.write(folder.lease.events, b'{"kind":"ended","state":"finished"}\n')
+    folder.storage.write(str(tmp_path / "mine" / "plan.json"), b"{}")
+    found = survey(folder.storage, str(tmp_path))
+    assert [one.id for one in found if one.sweep is None] == [SWEEP_ID, "mine"]
+    assert sum(one.sweep == SWEEP_ID for one in found) == 8
+    sweep = next(one for one in found if one.trials is not None)
+    assert (sweep.trials, sweep.state, sweep.folder) == (8, "finished", folder.url)
+    assert sweep.loss == pytest.approx(2.3469, abs=1e-3)
+    assert len(sweep.folders) == 9 and sweep.checkpoint_bytes == 2
+    assert [one.id for one in chosen([sweep], False, None, None, 0)] == [SWEEP_ID]
+    assert {one.made for one in found} == {sweep.made, None}

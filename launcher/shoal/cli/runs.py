@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +16,12 @@ from shoal.errors import Problem, SpecError
 if TYPE_CHECKING:
     from shoal.runs import RunFolder
     from shoal.storage import ObjectInfo, Storage
+    from shoal.tune.folder import SweepFolder
 
 TAIL_BYTES = 8192
 AGE = re.compile(r"(\d+)([hdw])")
+MADE = re.compile(r"-(\d{8}-\d{6})-[0-9a-z]{4}(-\d{4,5})?$")
+"""The time in an id that Shoal made, a trial's number after it."""
 HOURS = {"h": 1, "d": 24, "w": 24 * 7}
 
 
@@ -34,12 +37,19 @@ class Standing:
     """Of the result, or of the newest checkpoint."""
     loss: float | None
     """Held-out where it was measured, else of the last logged step."""
-    made: float
-    """Seconds since the epoch."""
+    made: float | None
+    """Seconds since the epoch; None for an id that somebody chose."""
     bytes: int
     checkpoint_bytes: int
+    """Of a sweep, with its trials'."""
     goodput: float | None = None
     """Share of its wall time in steps that count; None before the first."""
+    trials: int | None = None
+    """Of a sweep, how many began; None for a run."""
+    sweep: str | None = None
+    """Of a trial, its sweep."""
+    folders: tuple[str, ...] = ()
+    """What goes when it goes: its folder, a sweep's trials' too."""
 
 
 def runs(
@@ -56,9 +66,10 @@ def runs(
         str | None,
         typer.Option("--older-than", metavar="AGE", help="With --prune: only runs older than 12h, 7d or 4w."),
     ] = None,
+    trials: Annotated[bool, typer.Option("--trials", help="List the trials of sweeps too.")] = False,
     yes: Yes = False,
 ) -> None:
-    """List runs: state, step, loss, goodput, age, size. With --prune, clear away what is not needed.
+    """List runs and sweeps: state, step, loss, goodput, age, size. With --prune, clear away what is not needed.
 
     Example:  shoal runs --prune --keep 3     shoal runs --prune --whole --older-than 30d
     """
@@ -72,6 +83,8 @@ def runs(
     profile = load_profile(profile_name(on))
     with storage_of(profile) as storage:
         found = survey(storage, profile.storage.runs)
+        if not trials or prune:
+            found = [one for one in found if one.sweep is None]
         if prune:
             _prune(storage, chosen(found, whole, keep, hours, time.time()), whole, yes, as_json)
         elif as_json:
@@ -81,14 +94,45 @@ def runs(
 
 
 def survey(storage: "Storage", runs_url: str) -> list[Standing]:
-    """All runs, newest first, from one listing and a short read of each."""
-    from shoal.runs import list_runs
+    """All runs, sweeps and trials, newest first, from one listing and a short read of each."""
+    from shoal.runs import TRIAL_ID, list_runs, made_order
     from shoal.storage import join
+    from shoal.tune.folder import list_sweeps
 
     objects = storage.list(join(runs_url, ""))
-    found = [standing(folder, [one for one in objects if one.url.startswith(f"{folder.url}/")])
-             for folder in list_runs(storage, runs_url)]  # fmt: skip
-    return found[::-1]
+    sweeps = {one.id: one for one in list_sweeps(storage, runs_url)}
+    found: list[Standing] = []
+    for folder in list_runs(storage, runs_url):
+        one = standing(folder, [one for one in objects if one.url.startswith(f"{folder.url}/")])
+        match = TRIAL_ID.fullmatch(folder.id)
+        found.append(replace(one, sweep=match["sweep"] if match and match["sweep"] in sweeps else None))
+    for sweep in sweeps.values():
+        own = sum(one.size for one in objects if one.url.startswith(f"{sweep.url}/"))
+        found.append(sweep_standing(sweep, own, [one for one in found if one.sweep == sweep.id]))
+    return sorted(found, key=lambda one: made_order(one.id), reverse=True)
+
+
+def sweep_standing(folder: "SweepFolder", own_bytes: int, trials: "Sequence[Standing]") -> Standing:
+    """A sweep with its trials; its loss is the best of those that finished."""
+    from shoal import lease
+    from shoal.record import rows
+
+    ends = [row["state"] for row in rows.read(folder.lease).events if row["kind"] == "ended"]
+    spec = folder.read_plan().spec
+    known = folder.read_trials()
+    values = [end.metric for _, end in known if end and end.state == "finished" and end.metric is not None]
+    return Standing(
+        id=folder.id,
+        folder=folder.url,
+        state="running" if lease.is_held(folder.lease) else ends[-1] if ends else "stopped" if known else "started",
+        step=None,
+        loss=(min if spec.mode == "min" else max)(values, default=None),
+        made=made(folder.id),
+        bytes=own_bytes + sum(one.bytes for one in trials),
+        checkpoint_bytes=sum(one.checkpoint_bytes for one in trials),
+        trials=len(known),
+        folders=(folder.url, *(one.folder for one in trials)),
+    )
 
 
 def standing(folder: "RunFolder", objects: "Sequence[ObjectInfo]") -> Standing:
@@ -123,6 +167,7 @@ def standing(folder: "RunFolder", objects: "Sequence[ObjectInfo]") -> Standing:
         bytes=sum(sizes.values()),
         checkpoint_bytes=sum(size for url, size in sizes.items() if url.startswith(folder.checkpoints)),
         goodput=_goodput(folder, sizes),
+        folders=(folder.url,),
     )
 
 
@@ -143,15 +188,16 @@ def _goodput(folder: "RunFolder", sizes: Mapping[str, int]) -> float | None:
         return None
 
 
-def made(run_id: str) -> float:
-    """When a run was made, as its id says: seconds since the epoch."""
-    day, clock, _ = run_id.rsplit("-", 2)
-    return datetime.strptime(f"{day[-8:]}-{clock}", "%Y%m%d-%H%M%S").timestamp()
+def made(run_id: str) -> float | None:
+    """When a run, a sweep or a trial was made, as its id says: seconds since the epoch; None when it does not say."""
+    found = MADE.search(run_id)
+    return datetime.strptime(found[1], "%Y%m%d-%H%M%S").timestamp() if found else None
 
 
 def chosen(found: Iterable[Standing], whole: bool, keep: int | None, hours: int | None, now: float) -> list[Standing]:
     """The runs to clear away; `found` is newest first. A running one never is; one that can go on keeps its checkpoints."""
-    old = [one for one in list(found)[keep or 0 :] if hours is None or now - one.made > hours * 3600]
+    others = list(found)[keep or 0 :]
+    old = [one for one in others if hours is None or (one.made is not None and now - one.made > hours * 3600)]
     if whole:
         return [one for one in old if one.state != "running"]
     return [one for one in old if one.state == "finished" and one.checkpoint_bytes]
@@ -169,7 +215,8 @@ def _prune(storage: "Storage", doomed: list[Standing], whole: bool, yes: bool, a
     if doomed and not yes and not typer.confirm(f"remove {what} of these {len(doomed)} ({size(freed)})?", err=as_json):
         raise typer.Exit(1)
     for one in doomed:
-        storage.delete(join(one.folder, "" if whole else "checkpoints/"))
+        for folder in reversed(one.folders):  # a sweep's own goes last: until then its trials are known as such
+            storage.delete(join(folder, "" if whole else "checkpoints/"))
     if as_json:
         typer.echo(json.dumps({"removed": [one.id for one in doomed], "whole": whole, "bytes": freed}, indent=1))
     else:
@@ -190,10 +237,11 @@ def _list(found: list[Standing], runs_url: str) -> None:
         column.justify = "right"
     for one in found:
         step = "" if one.step is None else f"{one.step:,}"
+        step = step if one.trials is None else f"{one.trials:,} trials"
         loss = "" if one.loss is None else f"{one.loss:.4f}"
         goodput = "" if one.goodput is None else f"{one.goodput:.0%}"
-        age = max(0.0, time.time() - one.made)
-        days = f"{age / 86400:.0f} days" if age > 2 * 86400 else duration(age)
+        age = None if one.made is None else max(0.0, time.time() - one.made)
+        days = "" if age is None else f"{age / 86400:.0f} days" if age > 2 * 86400 else duration(age)
         table.add_row(one.id, one.state, step, loss, goodput, days, size(one.bytes))
     out.print(table)
 
