@@ -16,6 +16,8 @@ from typing import Any, cast
 
 PROC = Path("/proc")
 POLL_S = 0.5
+ASK_S = 10.0
+"""How long Ray's control store has to answer."""
 DRIVER, NODE = "driver", "node"
 
 
@@ -112,7 +114,9 @@ def _drain(raylet: Process, seconds: float) -> str:
     reason = messages.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     until_ms = int((time.time() + seconds) * 1000)
     try:
-        accepted, why = library.GcsClient(address=address).drain_node(node, reason, "its pod must go", until_ms)
+        accepted, why = library.GcsClient(address=address).drain_node(
+            node, reason, "its pod must go", until_ms, timeout=min(seconds, ASK_S)
+        )
     except Exception as error:  # noqa: BLE001  the process's edge: the pod ends in any case
         return str(error) or type(error).__name__
     return "" if accepted else why or "no reason given"
