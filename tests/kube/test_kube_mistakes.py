@@ -1,5 +1,6 @@
 """A profile or a job that pods could not keep is refused whole, each mistake with its place and its way out."""
 
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from shoal import cli
 from shoal.errors import ClusterError, SpecError
 from shoal.kube import checks, render
 from shoal.launch import backend_for
@@ -219,3 +221,39 @@ def test_a_profile_of_another_kind_is_told_what_manifests_are_for(tmp_path: Path
 def test_a_run_on_it_says_plainly_that_applying_is_not_built():
     with pytest.raises(ClusterError, match=r"not applied yet.*shoal render"):
         backend_for(load_profile(ROOT / "cluster" / "kuberay.yaml"))
+
+
+def test_a_model_that_is_a_folder_here_and_could_be_the_hubs_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "some" / "model").mkdir(parents=True)
+    (tmp_path / "job.yaml").write_text(JOB)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["shoal", "render", "job.yaml", "--on", str(ROOT / "cluster" / "kuberay.yaml")])
+    assert cli._status() == 2
+    assert "model.base: some/model is on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "JOB: is missing"),
+        (["--pool", "job.yaml"], "--pool: renders a cluster"),
+        (["--pool", "--run-id", "a"], "take --set and --run-id out"),
+        (["job.yaml", "--run-id", "A Run"], "cannot name a run"),
+        (["job.yaml", "--out", "job.yaml/under"], "cannot be written"),
+    ],
+)
+def test_a_command_that_cannot_be_is_told(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    (tmp_path / "job.yaml").write_text(JOB)
+    monkeypatch.chdir(tmp_path)
+    profile = ["--on", str(ROOT / "cluster" / "kuberay.yaml")]
+    monkeypatch.setattr(sys, "argv", ["shoal", "render", *arguments, *profile])
+    assert cli._status() == 2
+    assert words in capsys.readouterr().err

@@ -71,7 +71,9 @@ def _run(job: str, on: str | None, set_: list[str] | None, run_id: str | None) -
 
     loaded, profile = load_both(job, set_, on)
     named = checked_id(run_id) if run_id else new_run_id(loaded.name, datetime.now(), secrets.token_hex(2))
-    return run(loaded, profile, named)
+    base = loaded.model.base  # a name such as models/mine may be a folder here, or the hub's
+    here = frozenset({base} if "://" not in base and Path(base).expanduser().exists() else ())
+    return run(loaded, profile, named, here)
 
 
 def _write(made: "list[Manifest]", folder: Path) -> list[str]:

@@ -50,13 +50,13 @@ def problems(profile: ClusterProfile) -> Iterator[Problem]:
         )
 
 
-def of_job(job: JobSpec, profile: ClusterProfile) -> Iterator[Problem]:
+def of_job(job: JobSpec, profile: ClusterProfile, here: frozenset[str]) -> Iterator[Problem]:
     """What the job names that no pod has: files of this machine, and variables that nobody sets."""
     places_named: list[tuple[str, str | None]] = [
         ("model.adapter", job.model.adapter),
         ("data.chat_template", job.data.chat_template),
     ]
-    if _local(job.model.base) or job.model.base.endswith(".gguf"):
+    if _local(job.model.base) or job.model.base.endswith(".gguf") or job.model.base in here:
         places_named.append(("model.base", job.model.base))
     for name, held in (("data.train", job.data.train), ("data.validation", job.data.validation)):
         if isinstance(held, int | float):

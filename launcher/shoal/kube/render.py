@@ -12,9 +12,12 @@ from shoal.spec.cluster import ClusterProfile
 from shoal.spec.job import JobSpec
 
 
-def run(job: JobSpec, profile: ClusterProfile, run_id: str) -> list[Manifest]:
-    """The manifests of one run, in the order to apply them. Raises SpecError with everything that is wrong."""
-    _refuse(checks.problems(profile), checks.of_job(job, profile))
+def run(job: JobSpec, profile: ClusterProfile, run_id: str, here: frozenset[str] = frozenset()) -> list[Manifest]:
+    """The manifests of one run, in the order to apply them; `here` are names in the job that are files of this machine.
+
+    Raises SpecError with everything that is wrong.
+    """
+    _refuse(checks.problems(profile), checks.of_job(job, profile, here))
     spec, name = kubernetes(profile), resource_name(run_id)
     files = around.files(job, profile, name, run_id)
     made = [*_around(profile, name), files, clusters.ray_job(spec, job, name, run_id, files["metadata"]["name"])]
