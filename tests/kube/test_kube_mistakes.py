@@ -151,6 +151,11 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         (GROUP, "room for 6"),
     ),
     (
+        "Kueue's name",
+        {"kubernetes.queue": {"scheduler": "kueue", "name": "q"}, f"{GROUP}.0.name": "head"},
+        (f"{GROUP}[0].name", "a name of Kueue's own"),
+    ),
+    (
         "YuniKorn's priority",
         {"kubernetes.queue": {"scheduler": "yunikorn", "name": "root.q", "priority": "high"}},
         ("kubernetes.queue.priority", "priority_class_name"),

@@ -16,6 +16,8 @@ SINCE = (2, 52, 0)
 """First Ray with token authentication."""
 MOST_KUEUE_GROUPS = 6
 """A Kueue workload has at most 8 sets of pods: the head, the submitter, and these."""
+KUEUE_NAMES = ("head", "submitter")
+"""Kueue's own names of sets of pods."""
 RESERVED = ("RAY_", "KUBERAY_", "FQ_RAY_IP", "REDIS_")
 """Beginnings of variables that Ray or the operator sets itself."""
 ROOM_GIB = 1
@@ -232,3 +234,7 @@ def _schedule(spec: KubernetesSpec) -> Iterator[Problem]:
     if len(spec.worker_groups) > MOST_KUEUE_GROUPS:
         what = f"{len(spec.worker_groups)}, and a Kueue workload has room for {MOST_KUEUE_GROUPS} beside head and submitter"
         yield Problem("kubernetes.worker_groups", what, "put alike ones together")
+    for index, group in enumerate(spec.worker_groups):
+        if group.name in KUEUE_NAMES:
+            where = f"kubernetes.worker_groups[{index}].name"
+            yield Problem(where, f"{group.name} is a name of Kueue's own", "call it something else")
