@@ -182,12 +182,16 @@ def _train(
         lost.set()
         stop.set()
 
+    def asked(by: str) -> None:
+        on_event({"kind": "note", "message": f"{by} asks to stop: this step is finished and saved first"})
+        stop.set()
+
     def hear(event: Event) -> None:
         if event["kind"] == "failure" and event["final"]:
             unwritten.append(event)  # no worker comes that could write it down
         on_event(event)
 
-    with held(folder, on_lost=leave, wait_s=wait_s):
+    with held(folder, on_lost=leave, wait_s=wait_s, on_asked=asked):
         folder.storage.write(folder.plan, made.model_dump_json(indent=1).encode())
         folder.storage.delete(folder.ledger)
         kept = rows.last_words(made.storage.cache, folder.id)

@@ -47,15 +47,21 @@ class Holder:
 
 
 @contextlib.contextmanager
-def held(folder: RunFolder, on_lost: Callable[[], None], wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the run inside the block. `on_lost` is called from another thread when a newer holder has taken over.
+def held(
+    folder: RunFolder,
+    on_lost: Callable[[], None],
+    wait_s: float = 0.0,
+    on_asked: Callable[[str], None] = lambda by: None,
+) -> Iterator[None]:
+    """Hold the run inside the block. `on_lost` is called from another thread when a newer holder has taken over;
+    `on_asked`, with who it was, when somebody asks the holder to leave (`ask_to_leave`).
 
     A dead driver's lease on another machine stands for a while: a driver that takes its place waits `wait_s` for it.
     Raises: ClusterError when another driver holds it.
     """
     lease = _take_within(folder, wait_s)
     over = threading.Event()
-    thread = threading.Thread(target=_beat, args=(lease, over, on_lost), name="lease", daemon=True)
+    thread = threading.Thread(target=_beat, args=(lease, over, on_lost, on_asked), name="lease", daemon=True)
     thread.start()
     try:
         yield
@@ -65,6 +71,15 @@ def held(folder: RunFolder, on_lost: Callable[[], None], wait_s: float = 0.0) ->
         with contextlib.suppress(StorageError):  # what happened inside the block matters more
             if lease.is_own():
                 folder.storage.delete(lease.url)
+                folder.storage.delete(_mark(folder))
+
+
+def ask_to_leave(folder: RunFolder, by: str) -> None:
+    """Whoever holds the run finishes its step, saves and leaves, some seconds from now; `by` says who asks, in words.
+
+    A mark beside the lease, which the heartbeat lists anyway: it reaches a driver on any machine, however it was started.
+    """
+    folder.storage.write(_mark(folder), json.dumps({"by": by, "at": time.time()}).encode())
 
 
 def is_held(folder: RunFolder) -> bool:
@@ -133,6 +148,7 @@ def _take(folder: RunFolder) -> _Lease:
         raise ClusterError(_busy(folder, _holder(folder, newest)))
     for number in numbers:
         folder.storage.delete(_url(folder, number))
+    folder.storage.delete(_mark(folder))  # it was meant for a driver before this one
     return lease
 
 
@@ -146,12 +162,16 @@ def _take_within(folder: RunFolder, wait_s: float) -> _Lease:
     return _take(folder)
 
 
-def _beat(lease: _Lease, over: threading.Event, on_lost: Callable[[], None]) -> None:
+def _beat(lease: _Lease, over: threading.Event, on_lost: Callable[[], None], on_asked: Callable[[str], None]) -> None:
+    asked = False
     while not over.wait(HEARTBEAT_S):
         try:
             if lease.is_lost():
                 on_lost()
                 return
+            if not asked and (by := _asked_by(lease.folder)) is not None:
+                asked = True
+                on_asked(by)
             lease.write(if_absent=False)
         except StorageError:
             continue  # the store is away for now; training itself finds out if it stays away
@@ -170,6 +190,16 @@ def _holder(folder: RunFolder, number: int) -> Holder | None:
         if folder.storage.exists(_url(folder, number)):
             raise
         return None
+
+
+def _asked_by(folder: RunFolder) -> str | None:
+    """Who asked the holder to leave; None when nobody did."""
+    url = _mark(folder)
+    return json.loads(folder.storage.read(url))["by"] if folder.storage.exists(url) else None
+
+
+def _mark(folder: RunFolder) -> str:
+    return join(folder.url, "lease", "leave.json")
 
 
 def _url(folder: RunFolder, number: int) -> str:

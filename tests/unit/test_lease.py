@@ -177,3 +177,21 @@ def test_a_store_that_fails_for_a_while_takes_the_run_from_nobody(
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
         assert is_held(folder) and not lost.is_set()
+
+
+def test_whoever_holds_a_run_hears_once_that_it_is_asked_to_leave(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
+    heard: list[str] = []
+    lease.ask_to_leave(folder, "somebody of yesterday")  # meant for the driver before
+    with held(folder, never, on_asked=heard.append):
+        time.sleep(0.3)
+        assert heard == []
+        lease.ask_to_leave(folder, "anna on laptop")
+        deadline = time.monotonic() + 20
+        while not heard and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert heard == ["anna on laptop"]
+    assert folder.storage.list(join(folder.url, "lease/")) == []

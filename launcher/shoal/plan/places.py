@@ -9,7 +9,7 @@ from shoal.spec.cluster import ClusterProfile, WorkersSpec
 
 CLUSTERS = ("ray", "kuberay")
 """Kinds whose workers are on machines that share nothing but the store."""
-ONLY_RAY = ("address", "placement", "network_interface", "wait_s")
+ONLY_RAY = ("address", "token", "placement", "network_interface", "wait_s")
 LOOPBACK = ("localhost", "::1")
 
 
@@ -27,6 +27,9 @@ def problems(profile: ClusterProfile) -> Iterator[Problem]:
     elif profile.kubernetes is not None:
         yield Problem("kubernetes", f"is for kind: kuberay alone, and kind is {profile.kind}", "leave it out")
     if profile.kind in CLUSTERS:
+        if profile.token is not None and not profile.submits:
+            what = f"is for an address of the form http://HEAD:8265, and address is {profile.address}"
+            yield Problem("token", what, "leave it out: on its own machines Ray finds its token by itself")
         yield from _shared(profile)
         return
     if profile.kind == "inline" and profile.max_workers > 1:

@@ -8,6 +8,7 @@ from shoal.spec.base import Frozen
 from shoal.spec.kubernetes import KubernetesSpec
 
 Location = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+SecretRef = Annotated[str, StringConstraints(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$")]
 
 
 class CredentialRef(Frozen):
@@ -79,8 +80,12 @@ class ClusterProfile(Frozen):
     kind: Literal["inline", "local", "ray", "kuberay"]
     """`inline`: this process, no Ray. `local`: an embedded Ray on this machine. `ray`: a running Ray cluster. `kuberay`: a
     Ray cluster that the KubeRay operator makes for the run."""
-    address: Annotated[str, StringConstraints(pattern=r"^(auto|\S+:\d+)$")] = "auto"
-    """kind: ray, from a machine of that cluster: `auto` finds its Ray, HOST:PORT names the head."""
+    address: Annotated[str, StringConstraints(pattern=r"^(auto|https?://[^\s/]+/?|[^\s/]+:\d+)$")] = "auto"
+    """kind: ray. On a machine of the cluster: `auto` finds its Ray, HOST:PORT names the head. From anywhere else:
+    http(s)://HEAD:8265, the dashboard, through whose job API the run is submitted."""
+    token: SecretRef | None = None
+    """kind: ray from outside: where the token of a cluster with token authentication is found, `env:NAME` or `file:PATH`;
+    default: where Ray looks (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token)."""
     workers: Annotated[int, Field(ge=1, le=4096)] | WorkersSpec = 1
     """Training workers: a number, or `{min, max}` on a cluster whose nodes come and go."""
     placement: Literal["pack", "spread", "strict-pack", "strict-spread"] = "pack"
@@ -103,6 +108,11 @@ class ClusterProfile(Frozen):
     """Where files lie."""
     kubernetes: KubernetesSpec | None = None
     """kind: kuberay: the pods that a run is made of."""
+
+    @property
+    def submits(self) -> bool:
+        """Whether runs are handed to the cluster from outside, rather than driven by this process."""
+        return self.kind == "ray" and "://" in self.address
 
     @property
     def max_workers(self) -> int:

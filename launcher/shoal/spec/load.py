@@ -1,6 +1,7 @@
 """From a file to a spec: read, override, refuse credentials, validate; every mistake of the file in one answer."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -65,6 +66,12 @@ def load_profile(name_or_path: str | Path) -> ClusterProfile:
 
 
 def _read(path: str | Path, kind: Kind) -> bytes:
+    """The file's text; `env:NAME` is the text that a variable holds, which is how a run that is submitted has its files."""
+    name = str(path).removeprefix("env:")
+    if name != str(path):
+        if name not in os.environ:
+            raise SpecError(Problem(str(path), f"the environment variable {name} is not set", "name a file"))
+        return os.environ[name].encode()
     try:
         return Path(path).expanduser().read_bytes()
     except FileNotFoundError:
