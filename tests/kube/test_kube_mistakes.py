@@ -151,6 +151,31 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         (GROUP, "room for 6"),
     ),
     (
+        "no label",
+        {f"{GROUP}.0.node_selector": {"zone": "a b"}},
+        (f"{GROUP}[0].node_selector.zone", "the text 'a b'"),
+    ),
+    (
+        "a value of nothing",
+        {f"{GROUP}.0.tolerations": [{"key": "gpu", "value": "yes"}, {"operator": "Equal", "value": "a"}]},
+        (f"{GROUP}[0].tolerations[0].value", "operator: Equal"),
+    ),
+    (
+        "a taint without a name",
+        {"kubernetes.head.tolerations": [{"operator": "Equal", "value": "a"}]},
+        ("kubernetes.head.tolerations[0].key", "name the taint"),
+    ),
+    (
+        "a shell in a name",
+        {f"{GROUP}.0.accelerator_type": "H100'; rm -rf /"},
+        (f"{GROUP}[0].accelerator_type",),
+    ),
+    (
+        "a long queue",
+        {"kubernetes.queue": {"scheduler": "kueue", "name": "q" * 64}},
+        ("kubernetes.queue.name",),
+    ),
+    (
         "Kueue's name",
         {"kubernetes.queue": {"scheduler": "kueue", "name": "q"}, f"{GROUP}.0.name": "head"},
         (f"{GROUP}[0].name", "a name of Kueue's own"),

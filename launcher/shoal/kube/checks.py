@@ -8,7 +8,7 @@ from shoal.kube.names import fits, min_replicas
 from shoal.plan import places
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.job import JobSpec, SourceSpec
-from shoal.spec.kubernetes import CacheSpec, KubernetesSpec, WorkerGroupSpec
+from shoal.spec.kubernetes import CacheSpec, KubernetesSpec, TolerationSpec, WorkerGroupSpec
 
 HEAD_GROUP = "headgroup"
 """The operator's own name of the head's group."""
@@ -41,6 +41,7 @@ def problems(profile: ClusterProfile) -> Iterator[Problem]:
     yield from _groups(spec, profile)
     yield from _memory("kubernetes.head", spec.head.shm_gib, spec.head.cache, spec.head.memory_gib)
     yield from _cache("kubernetes.head.cache", spec.head.cache, None)
+    yield from _tolerations("kubernetes.head", spec.head.tolerations)
     yield from _variables(spec)
     yield from _credentials(spec, profile)
     yield from _schedule(spec)
@@ -142,6 +143,7 @@ def _group(where: str, group: WorkerGroupSpec, spec: KubernetesSpec, profile: Cl
         )
     yield from _memory(where, group.shm_gib, group.cache, group.memory_gib)
     yield from _cache(f"{where}.cache", group.cache, profile.storage.cache_gib)
+    yield from _tolerations(where, group.tolerations)
 
 
 def _groups(spec: KubernetesSpec, profile: ClusterProfile) -> Iterator[Problem]:
@@ -187,6 +189,17 @@ def _cache(where: str, cache: CacheSpec, shards_gib: float | None) -> Iterator[P
     if shards_gib is not None and shards_gib >= cache.size_gib:
         what = f"{cache.size_gib}, and token shards may take {shards_gib:g} of it (storage.cache_gib): the model has no room"
         yield Problem(f"{where}.size_gib", what, "raise it, or lower storage.cache_gib")
+
+
+def _tolerations(where: str, tolerations: list[TolerationSpec]) -> Iterator[Problem]:
+    for index, one in enumerate(tolerations):
+        here = f"{where}.tolerations[{index}]"
+        if one.operator == "Exists" and one.value is not None:
+            yield Problem(
+                f"{here}.value", f"{one.value} is compared by operator: Equal alone", "set it, or leave value out"
+            )
+        if one.operator == "Equal" and one.key is None:
+            yield Problem(f"{here}.key", "is missing, and Equal compares one taint", "name the taint")
 
 
 def _variables(spec: KubernetesSpec) -> Iterator[Problem]:

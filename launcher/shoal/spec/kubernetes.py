@@ -15,17 +15,26 @@ Image = Annotated[
         pattern=r"^[a-z0-9][a-z0-9._:/-]*[a-z0-9](:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$"
     ),
 ]
+Key = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+    ),
+]
+"""Key of a label, an annotation or a taint."""
+Value = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
+"""Value of a label."""
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 GpuResource = Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/([a-z0-9.-]*-)?gpu$")]
 Seconds = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class TolerationSpec(Frozen):
-    key: str | None = None
+    key: Key | None = None
     """Taint that is tolerated; default: every one."""
     operator: Literal["Exists", "Equal"] = "Exists"
     """`Equal` compares the taint's value too."""
-    value: str | None = None
+    value: Value | None = None
     """The taint's value, for Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect that is tolerated; default: every one."""
@@ -54,7 +63,7 @@ class HeadSpec(Frozen):
     """Size of /dev/shm, which counts as the pod's memory."""
     cache: CacheSpec = CacheSpec(size_gib=20)
     """For the model's tokenizer and the index of the data."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[Key, Value] = {}
     """Labels of the nodes that it may lie on; a head on a spot node ends the run's cluster with it."""
     tolerations: list[TolerationSpec] = []
     """Taints that it tolerates."""
@@ -79,7 +88,7 @@ class WorkerGroupSpec(Frozen):
     """GPUs per pod; each worker drives one."""
     gpu_resource: GpuResource = "nvidia.com/gpu"
     """Resource that the GPUs are asked for by; it ends in gpu, which is how Ray knows them."""
-    accelerator_type: str | None = None
+    accelerator_type: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
     """GPU type as Ray names it, such as H100; needed where several groups have different ones."""
     shm_gib: int = Field(default=2, ge=1)
     """Size of /dev/shm, for Ray's object store and NCCL; a pod without a volume has 64 MB."""
@@ -87,7 +96,7 @@ class WorkerGroupSpec(Frozen):
     """Where models and token shards are kept on the node."""
     spot: bool = False
     """The nodes may be taken away at any time: pods say so to Ray, and the profile must say how such nodes are found."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[Key, Value] = {}
     """Labels of the nodes that the pods may lie on."""
     tolerations: list[TolerationSpec] = []
     """Taints that the pods tolerate."""
@@ -109,7 +118,7 @@ class ServiceAccountSpec(Frozen):
     """Account that the pods run as."""
     create: bool = True
     """Render it too; false where the platform has made it."""
-    annotations: dict[str, str] = {}
+    annotations: dict[Key, str] = {}
     """What gives it a cloud identity, such as eks.amazonaws.com/role-arn: no key is needed then."""
 
 
@@ -126,9 +135,9 @@ class QueueSpec(Frozen):
     scheduler: Literal["kueue", "volcano", "yunikorn"]
     """`kueue` admits the whole run by quota; `volcano` and `yunikorn` schedule the pods as a gang, where the operator was
     installed with them."""
-    name: str = Field(min_length=1, max_length=253)
+    name: Annotated[Value, Field(min_length=1)]
     """The queue: a LocalQueue, a Volcano queue, or a YuniKorn queue such as root.research."""
-    priority: Subdomain | None = None
+    priority: Label | None = None
     """Kueue's WorkloadPriorityClass, or the PriorityClass of a Volcano gang."""
 
 
@@ -209,5 +218,5 @@ class KubernetesSpec(Frozen):
     """What the containers may do on their nodes."""
     network_policy: NetworkPolicySpec = NetworkPolicySpec()
     """Who may reach the pods."""
-    pod_annotations: dict[str, str] = {}
+    pod_annotations: dict[Key, str] = {}
     """Further annotations of the pods, such as those of a metrics scraper."""
