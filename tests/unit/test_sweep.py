@@ -315,6 +315,16 @@ def test_the_live_table_tells_what_became_of_each_trial() -> None:
     assert "2 of 8 trials: 1 running, 1 stopped" in said and "4/16  2.2500  stopped: asha" in said and "loading" in said
 
 
+def test_a_trial_that_never_began_has_an_end_all_the_same() -> None:
+    trials, event = (
+        Trials(),
+        {"kind": "trial_end", "trial": 3, "state": "failed", "why": "its process died", "metric": None},
+    )
+    trials.see(event)
+    assert record(event, trials) == "trial 3: failed at step 0: its process died"
+    assert "failed: its process died" in shown(table(trials))
+
+
 # The list of runs
 
 

@@ -15,6 +15,8 @@ from shoal.tune.board import Board, Standing, board
 from shoal.tune.folder import SweepFolder
 from shoal.tune.space import apply, said
 
+ORIGIN = "It began with the weights of {origin}: its job alone starts from the base, and will not give the same."
+
 
 @dataclass(frozen=True)
 class Best:
@@ -29,16 +31,19 @@ class Best:
     value: float
     export: str | None
     """Where its model lies; None for a trial that did not finish."""
+    origin: str
+    """Under pbt, whose weights it began with; empty where its job alone says it all."""
     text: str
     """Its job file."""
 
     @property
     def words(self) -> str:
         done = "" if self.state == "finished" else f" ({self.state}: no trial of this sweep has finished)"
-        return f"trial {self.trial}{done}: {self.metric} {self.value:.4f} with {said(self.params)}"
+        words = f"trial {self.trial}{done}: {self.metric} {self.value:.4f} with {said(self.params)}"
+        return words + (f"\n{ORIGIN.format(origin=self.origin)}" if self.origin else "")
 
     def as_json(self) -> dict[str, Any]:
-        names = ("sweep", "trial", "run", "state", "params", "metric", "value", "export")
+        names = ("sweep", "trial", "run", "state", "params", "metric", "value", "export", "origin")
         return {name: getattr(self, name) for name in names}
 
 
@@ -60,6 +65,7 @@ def winning(folder: SweepFolder) -> Best:
         metric=found.metric,
         value=value,
         export=_export(folder, row),
+        origin=row.origin,
         text=job_text(trained(folder, row), found, row, value),
     )
 
@@ -79,6 +85,7 @@ def job_text(job: JobSpec, found: Board, row: Standing, value: float) -> str:
         f"gave {found.metric} {value:.6f}" if row.state == "finished" else f"{row.state} at {found.metric} {value:.6f}"
     )
     head = f"# Trial {row.number} of the sweep {found.sweep}: {done}.\n# Searched: {_one_line(said(row.params))}\n"
+    head += f"# {ORIGIN.format(origin=row.origin)}\n" if row.origin else ""
     return head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
 
 

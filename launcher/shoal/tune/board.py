@@ -43,6 +43,8 @@ class Standing:
     start_s: float | None
     retries: int
     curve: tuple[Point, ...]
+    origin: str = ""
+    """Under pbt, whose weights it began with: `RUN at step 40`."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def standing(folder: SweepFolder, plan: SweepPlan, trial: Trial, end: TrialEnd |
     points = curve(rows.read(run), plan.spec.metric)
     last = points[-1] if points else None
     own = {"number": trial.number, "run": trial.run, "params": trial.params, "curve": tuple(points)}
+    own["origin"] = f"{trial.origin.run} at step {trial.origin.step:,}" if trial.origin else ""
     if end is None:
         return Standing(
             **own,

@@ -58,7 +58,9 @@ class Trials:
                 self.sweep, self.metric, self.trials = event["sweep"], event["metric"], event["trials"]
             case "trial":
                 self.rows[event["trial"]] = Row(event["trial"], event["params"])
-            case "trial_end" if row:
+            case "trial_end":
+                # One whose own process never came up has no beginning.
+                row = self.rows.setdefault(event["trial"], Row(event["trial"], {}))
                 row.state, row.why = event["state"], event["why"]
                 row.metric = row.metric if event.get("metric") is None else event["metric"]
                 row.step = event.get("step", row.step)

@@ -115,6 +115,8 @@ def board_table(found: Board) -> RenderableType:
 def why(row: Standing) -> str:
     """Why a trial is where it is, in a line's length."""
     words = " ".join(row.why.split())
+    if row.origin:
+        words = f"from {row.origin}{'; ' if words else ''}{words}"
     if row.retries:
         words = f"tried again {row.retries}x with a smaller micro-batch{': ' if words else ''}{words}"
     return words if len(words) <= SHOWN_WHY else f"{words[: SHOWN_WHY - 3]}..."
