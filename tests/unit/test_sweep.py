@@ -1,5 +1,6 @@
 """A sweep without its running: space, params, pace, leaderboard, page, the best."""
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -135,6 +136,16 @@ def test_the_leaderboard_merges_ends_and_runs(tmp_path: Path) -> None:
     said = shown(board_table(found), width=160)
     assert "failed: tried again 1x with a smaller micro-batch: out of memory" in said and "stopped: asha" in said
     assert found.as_json()["winner"] == 8
+
+
+def test_a_loss_that_is_no_number_ranks_as_none(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path)
+    _, end = folder.read_trials()[7]
+    assert end and end.number == 8
+    folder.write_end(replace(end, metric=float("nan"), best=float("nan")))
+    found = board(folder)
+    assert found.winner and found.winner.number == 4 and found.score(found.rows[7]) is None
+    json.loads(json.dumps(found.as_json(), allow_nan=False))
 
 
 def test_the_largest_is_best_when_asked_for(tmp_path: Path) -> None:

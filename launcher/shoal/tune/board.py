@@ -132,14 +132,19 @@ def standing(folder: SweepFolder, plan: SweepPlan, trial: Trial, end: TrialEnd |
         **own,
         state=end.state,
         why=end.why,
-        metric=end.metric,
-        best=end.best,
+        metric=_finite(end.metric),
+        best=_finite(end.best),
         step=end.step,
         tokens=end.tokens,
         seconds=end.seconds,
         start_s=end.start_s,
         retries=end.retries,
     )
+
+
+def _finite(value: float | None) -> float | None:
+    """A loss that is no number ranks as none."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def curve(record: Record, metric: str) -> list[Point]:

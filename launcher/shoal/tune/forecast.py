@@ -167,7 +167,7 @@ def concurrent(spec: SweepSpec, profile: ClusterProfile) -> int | None:
     """Trials at once; None where a cluster's room says it."""
     if spec.max_concurrent != "auto":
         return min(spec.max_concurrent, trial_count(spec))
-    if profile.kind == "ray":
+    if profile.kind != "local":
         return None
     return min(max(1, profile.max_workers // (spec.workers or profile.max_workers)), trial_count(spec))
 
