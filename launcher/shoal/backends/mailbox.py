@@ -165,6 +165,16 @@ class Desk(Mailbox):
         self.events, self.failures, self.directive = [], [], Directive.CONTINUE
         self.hang_timeout_s = hang_timeout_s
 
+    def save(self) -> None:
+        """The run is asked for a checkpoint, once."""
+        self.directive = max(self.directive, Directive.SAVE, key=lambda one: one.value)
+
+    def post(self, event: Event) -> Directive:
+        answer = super().post(event)
+        if answer == Directive.SAVE:
+            self.directive = Directive.CONTINUE
+        return answer
+
     def take(self, after: int) -> tuple[int, str] | None:
         """A worker that has done turn `after` asks for more: (turn, plan), None for nothing yet, turn 0 for never."""
         if self.closed:
@@ -209,7 +219,8 @@ class Reporter:
         self.sent.append(self.mailbox.post.remote(event))
         answered, self.sent = ray.wait(self.sent, num_returns=len(self.sent), timeout=0)
         if answered:
-            self.directive = ray.get(answered[-1])
+            # All of them: a wish for a checkpoint is answered once.
+            self.directive = max(ray.get(answered), key=lambda one: one.value)
         return self.directive
 
     def flush(self) -> None:

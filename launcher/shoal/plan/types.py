@@ -109,6 +109,14 @@ class OptimizerPlan(Frozen):
     adam_epsilon: float
 
 
+class Parent(Frozen):
+    """A checkpoint of another run."""
+
+    run: str
+    """The run's folder."""
+    step: int
+
+
 class Trajectory(Frozen):
     model: ModelPlan
     task: Literal["causal-lm"]
@@ -135,6 +143,8 @@ class Trajectory(Frozen):
     early_stopping_patience: int | None
     load_best_model_at_end: bool
     on_nan: Literal["stop", "skip"]
+    parent: Parent | None = None
+    """Whose weights, moments and place in the data the run begins with, rather than with the base's and none."""
 
 
 class Layout(Frozen):
@@ -203,4 +213,6 @@ class Plan(Frozen):
         body = self.trajectory.model_dump(mode="json", exclude={"steps", "steps_per_epoch", "tokens"})
         if self.trajectory.optimizer.warmup_ratio is not None:
             del body["optimizer"]["warmup_steps"]
+        if self.trajectory.parent is None:
+            del body["parent"]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]

@@ -14,7 +14,7 @@ from shoal import models
 from shoal.data.order import Order
 from shoal.data.prepared import Prepared
 from shoal.data.reader import Reader
-from shoal.errors import Problem, ShoalError, TrainingError
+from shoal.errors import Problem, ShoalError, StorageError, TrainingError
 from shoal.infer.generate import answers
 from shoal.plan.layout import resized
 from shoal.plan.types import Plan
@@ -112,14 +112,14 @@ class Worker:
         if world.local_rank == 0:
             clear_away(plan)
         reader = Reader(prepared, order, world.rank, world.size, plan.layout.micro_batch_size)
-        manifest = from_main(world, self._newest)
+        found = from_main(world, self._newest)
         start = models.start_folder(plan.trajectory.model, self.storage, self.cache)
         model = build(plan, self.base, start, world)
-        if plan.self_check and manifest is None:
+        if plan.self_check and found is None:
             self._check(model, prepared, order)
         layout = resized(plan.layout, plan.trajectory.batch_size, world.size)
         engine = Engine(model, layout, plan.trajectory.optimizer, world)
-        progress = self._restore(engine, manifest) if manifest else START
+        progress = self._restore(engine, *found) if found else START
         keep = partial(replay.keep, prepared=prepared, folder=self.folder, storage=self.storage, world=world)
         saver = Saver(
             engine, plan, self.folder, self.storage, world, self.voice, progress, self.voice.failed_attempts()
@@ -135,13 +135,23 @@ class Worker:
     def cache(self) -> Path:
         return Path(self.plan.storage.cache).expanduser()
 
-    def _newest(self) -> Manifest | None:
+    def _newest(self) -> tuple[Manifest, str] | None:
+        """The checkpoint to go on from and its run's folder: this run's newest, else the parent's that the plan names."""
         manifest = checkpoint.newest(
             self.storage, self.folder, lambda message: self.voice.tell({"kind": "note", "message": message})
         )
         if manifest is not None:
             checkpoint.require_resumable(manifest, self.plan)
-        return manifest
+            return manifest, self.folder.url
+        parent = self.plan.trajectory.parent
+        if parent is None:
+            return None
+        manifest = checkpoint.at(self.storage, RunFolder(self.storage, parent.run), parent.step)
+        if manifest is None:
+            what = f"the checkpoint of step {parent.step} that this run begins with is gone"
+            raise StorageError(Problem(parent.run, what, "begin another run"))
+        checkpoint.require_parent(manifest, self.plan)
+        return manifest, parent.run
 
     def _check(self, model: Any, prepared: Prepared, order: Order) -> None:
         self.voice.phase("checking", "two of your batches on your model")
@@ -149,12 +159,13 @@ class Worker:
         figures = selfcheck.check(model.to(device), _first_documents(prepared, order), device)
         self.voice.tell({"kind": "note", "message": "self-check passed", "figures": figures})
 
-    def _restore(self, engine: Engine, manifest: Manifest) -> Progress:
+    def _restore(self, engine: Engine, manifest: Manifest, run: str) -> Progress:
         self.voice.phase("loading", f"checkpoint of step {manifest.step}")
-        checkpoint.load(engine, manifest, self.plan, self.folder, self.storage, self.world)
+        checkpoint.load(engine, manifest, self.plan, RunFolder(self.storage, run), self.storage, self.world)
         engine.set_step(manifest.step)
         self.voice.resume(manifest.step)
-        self.voice.tell({"kind": "note", "message": f"going on from the checkpoint of step {manifest.step}"})
+        whose = "" if run == self.folder.url else f" of {RunFolder(self.storage, run).id}"
+        self.voice.tell({"kind": "note", "message": f"going on from the checkpoint of step {manifest.step}{whose}"})
         return Progress(**manifest.model_dump(include=set(Progress.model_fields)))
 
     def _finish(self, loop: Loop) -> Result:

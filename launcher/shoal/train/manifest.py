@@ -108,6 +108,18 @@ def require_resumable(manifest: Manifest, plan: Plan) -> None:
     )
 
 
+def require_parent(manifest: Manifest, plan: Plan) -> None:
+    """SpecError naming what the plan of a run that begins with another's checkpoint may not change: all but the optimizer."""
+    then, now = _flat(manifest.trajectory), _flat(trajectory_of(plan))
+    problems = [
+        Problem(name, f"{now.get(name)!r} in this plan, {then.get(name)!r} in the checkpoint it begins with")
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name) and name.partition(".")[0] not in ("optimizer", "parent")
+    ]
+    if problems:
+        raise SpecError(*problems)
+
+
 def newest(storage: Storage, folder: RunFolder, note: Note = lambda message: None) -> Manifest | None:
     """The newest complete checkpoint; `note` hears why newer ones do not count."""
     present = _listing(storage, folder)

@@ -15,7 +15,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, SearchGenerator
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from shoal.spec.sweep import SweepSpec
+from shoal.spec.sweep import WHOLE, Dimension, SweepSpec
 from shoal.tune.pace import Pace, grace_period, perturbation_interval
 from shoal.tune.space import Params
 
@@ -43,11 +43,27 @@ def search(spec: SweepSpec, earlier: Sequence[Params], concurrent: int) -> Searc
     Optuna learns, so it is given the earlier ones; its generator then goes on from a seed that it has not used.
     """
     if spec.search == "optuna":
+        from optuna import logging
         from ray.tune.search.optuna import OptunaSearch
 
+        logging.set_verbosity(logging.ERROR)
         optuna = OptunaSearch(points_to_evaluate=list(earlier) or None, seed=spec.seed + len(earlier))
         return SearchGenerator(ConcurrencyLimiter(optuna, max_concurrent=concurrent))
-    return BasicVariantGenerator(max_concurrent=0 if spec.scheduler == "pbt" else concurrent, random_state=spec.seed)
+    if spec.scheduler == "pbt":  # all of a population begin at once, and by now they are not what the seed gave
+        return BasicVariantGenerator(points_to_evaluate=list(earlier), random_state=spec.seed + len(earlier))
+    return BasicVariantGenerator(max_concurrent=concurrent, random_state=spec.seed)
+
+
+def within(spec: SweepSpec, params: Params) -> Params:
+    """PBT's changes, kept inside the space: a fifth more than the most may be what the field refuses."""
+    return {field: _clipped(spec.dimensions[field], value) for field, value in params.items()}
+
+
+def _clipped(one: Dimension, value: Any) -> Any:
+    if one.values is not None:
+        return value
+    low, high = one.numbers[:2]
+    return type(value)(min(max(value, low), high - 1 if one.kind in WHOLE else high))
 
 
 def samples(spec: SweepSpec, trials: int) -> int:
@@ -87,6 +103,7 @@ def scheduler(spec: SweepSpec, one: Pace) -> TrialScheduler:
                     field: one.choice if one.choice is not None else _domain(one.kind, one.numbers)
                     for field, one in spec.dimensions.items()
                 },
+                custom_explore_fn=lambda params: within(spec, params),
                 log_config=False,
                 require_attrs=False,  # a trial that leaves reports no metric
             )

@@ -59,7 +59,10 @@ class Sitting:
     """Until the first step of this sitting."""
     step: int = 0
     tokens: int = 0
+    """Of this trial, all sittings together."""
     steps: int = 0
+    saved: int = 0
+    """The step of the newest checkpoint of this sitting."""
     ended: Ended | None = None
     _seen: dict[int, int] = field(default_factory=dict)
     """step -> tokens until then."""
@@ -133,6 +136,8 @@ class Sitting:
                 logged = event["step"] % self._logging_steps == 0 or event["step"] == event["steps"]
                 if self.metric == "train.loss" and logged and event["loss"] is not None:
                     self._point(event["step"], event["loss"])
+            case "checkpoint":
+                self.saved = max(self.saved, event["step"])
             case "eval" if self.metric == "validation.loss":
                 self._point(event["step"], event["loss"])
         if event["kind"] != "run":

@@ -84,6 +84,10 @@ class Slot(RayTrain):
         self.desk = beside(Desk)
         self.fit = RAY.submit(_fit, self.desk, plan, self.entry, self.profile, self.scratch)
 
+    def save(self) -> None:
+        """Asks the run for a checkpoint; it is told of as any other."""
+        self.desk.save.remote()
+
     def over(self, fit: "Future[Any]", mailbox: Any) -> bool:
         import ray
 
@@ -129,9 +133,9 @@ class ClusterSlot(Slot, RayCluster):
     """On a cluster, where room may have to be waited for."""
 
 
-def slot_for(profile: ClusterProfile) -> Slot:
+def slot_for(profile: ClusterProfile, entry: Entry | None = None) -> Slot:
     """The slot of one process; `start()` comes first, as with any backend."""
-    return ClusterSlot(profile) if profile.kind == "ray" else LocalSlot(profile)
+    return ClusterSlot(profile, entry) if profile.kind == "ray" else LocalSlot(profile, entry)
 
 
 def _fit(desk: Any, plan: Plan, entry: Entry | None, profile: ClusterProfile, scratch: str) -> None:

@@ -5,10 +5,12 @@ trials' runs. A sweep that is resumed makes Tune anew: the same suggestions come
 again what they told before, and go on where they were.
 """
 
+import logging
 import math
 import os
 import random
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ from typing import Any, cast
 from shoal import launch
 from shoal.backends import OnEvent
 from shoal.backends.group import beside
-from shoal.backends.ray_train import RAY, RayTrain
+from shoal.backends.ray_train import RAY, Entry, RayTrain
 from shoal.errors import Problem, SpecError
 from shoal.lease import held
 from shoal.plan.types import Plan
@@ -30,7 +32,7 @@ from shoal.storage import Storage
 from shoal.train.world import Event
 from shoal.tune.board import Board, board
 from shoal.tune.folder import SweepFolder, SweepPlan, Trial, TrialEnd
-from shoal.tune.space import trial_count, trial_profile
+from shoal.tune.space import Params, settled, trial_count, trial_profile
 
 WAIT_S = 0.2
 LEASE_S = launch.REPLACED_S
@@ -117,12 +119,17 @@ def _drive(
     each = trial_profile(plan.spec, profile)
     each = each.model_copy(update={"workers": each.max_workers})
     on_event(_begins(plan, folder))
+    rows.append(
+        folder.lease, {"kind": "driver", "time": rows.stamp(), "host": socket.gethostname(), "pid": os.getpid()}
+    )
     made = launch.prepared_plan(plan.job, each, storage, backend, on_event)
     earlier = folder.read_trials()
     concurrent = _concurrent(plan, profile, each, backend)
     scratch = tempfile.mkdtemp(prefix="shoal-sweep-")
     try:
-        tuning = RAY.submit(_tune, plan, folder, each, made, earlier, concurrent, scratch, on_event, stop)
+        tuning = RAY.submit(
+            _tune, plan, folder, each, made, earlier, backend.entry, concurrent, scratch, on_event, stop
+        )
         while not wait_for([tuning], timeout=WAIT_S).done:
             pass  # the main thread stays free for signals
         finished = tuning.result()
@@ -166,6 +173,7 @@ def _tune(
     each: ClusterProfile,
     made: Plan,
     earlier: Sequence[tuple[Trial, TrialEnd | None]],
+    entry: Entry | None,
     concurrent: int,
     scratch: str,
     on_event: OnEvent,
@@ -173,6 +181,7 @@ def _tune(
 ) -> bool:
     """Blocks until all trials have ended or left; whether the sweep is finished. In the thread that owns Ray."""
     os.environ.update(TUNE_ENVIRONMENT)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the display alone speaks
     import numpy as np
     from ray import tune
 
@@ -186,10 +195,10 @@ def _tune(
     random.seed(spec.seed)  # ASHA's brackets and PBT's changes are drawn from the global generators
     np.random.seed(spec.seed)
     post = beside(Post, name=post_name(folder.id))
-    suggests = search.search(spec, [trial.params for trial, _ in earlier], concurrent)
+    suggests = search.search(spec, _suggested(earlier), concurrent)
     price = (each.price_per_worker_hour or 0.0) * each.max_workers
     watch = Watch(spec, folder, post, suggests, price, on_event, stop)
-    actor = type("TrialActor", (TrialActor,), {"shared": Shared(plan, each)})
+    actor = type("TrialActor", (TrialActor,), {"shared": Shared(plan, each, entry)})
     tuner = tune.Tuner(
         tune.with_resources(actor, _seat(concurrent)),
         param_space=search.space(spec),
@@ -200,7 +209,7 @@ def _tune(
             scheduler=search.scheduler(spec, pace(made, spec.metric)),
             num_samples=search.samples(spec, trial_count(spec)),
             reuse_actors=True,
-            trial_name_creator=_names(),
+            trial_name_creator=_names(folder, [trial.number for trial, _ in earlier]),
             trial_dirname_creator=str,
         ),
         run_config=tune.RunConfig(
@@ -217,10 +226,23 @@ def _tune(
     return watch.leaving in ("", BUDGET) and len(watch.ended) == len(watch.began)
 
 
-def _names() -> Callable[[Any], str]:
-    """Trials are numbered in the order in which they were suggested."""
+def _suggested(earlier: Sequence[tuple[Trial, TrialEnd | None]]) -> list[Params]:
+    """What stands at the place of each suggestion now, in their order; nothing for one that never began."""
+    found = {trial.place: trial.params for trial, _ in earlier}
+    return [found.get(place, {}) for place in range(1, max(found, default=0) + 1)]
+
+
+def _names(folder: SweepFolder, written: Sequence[int]) -> Callable[[Any], str]:
+    """Names suggestions by their number, and writes down those that are not `written`."""
     numbers = count(1)
-    return lambda trial: f"{next(numbers):04d}"
+
+    def name(trial: Any) -> str:
+        number = next(numbers)
+        if number not in written:
+            folder.write_trial(Trial(number, settled(trial.config), folder.run_id(number), rows.stamp()))
+        return f"{number:04d}"
+
+    return name
 
 
 def _seat(concurrent: int) -> Any:

@@ -14,7 +14,6 @@ from ray.tune.search import SearchAlgorithm
 from shoal.backends import OnEvent
 from shoal.spec.sweep import SweepSpec
 from shoal.tune.folder import SweepFolder, TrialEnd
-from shoal.tune.space import settled
 
 DRAIN_S = 0.2
 STOPPED, BUDGET = "the sweep was stopped", "budget"
@@ -62,15 +61,8 @@ class Watch(Callback):
         end = TrialEnd(**result["end"])
         self.spent[end.number] = end
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        number = int(str(trial))
-        if number not in self.began:
-            self.began.add(number)
-            self.tell(
-                {"kind": "trial", "trial": number, "run": self.folder.run_id(number), "params": settled(trial.config)}
-            )
-
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.drain()
         result = trial.last_result or {}
         if "end" not in result:
             return  # it never began
@@ -85,8 +77,9 @@ class Watch(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Its process died more often than it may."""
+        said = (trial.last_result or {}).get("end")
         number = int(str(trial))
-        before = self.spent.get(number) or TrialEnd(number, "failed", "", None, None, 0, 0, 0.0, None, 0)
+        before = TrialEnd(**said) if said else TrialEnd(number, "failed", "", None, None, 0, 0, 0.0, None, 0)
         why = "its process died" if trial.error_file is None else _last_line(trial)
         self._end(replace(before, state="failed", why=why))
 
@@ -99,6 +92,12 @@ class Watch(Callback):
                     self._spend(event)
                 case "left":
                     self._correct(TrialEnd(**event["end"]))
+                case "replaced":
+                    self._end(TrialEnd(**event["end"]))
+                case "trial":
+                    if event["trial"] not in self.began:
+                        self.began.add(event["trial"])
+                        self.tell(event)
                 case _:
                     self.tell(event)
 
