@@ -203,7 +203,8 @@ def best(
         return
     out = console()
     out.print(found.words, markup=False, soft_wrap=True)
-    out.print(f"job      {path}   (again:  shoal run {path})", markup=False, soft_wrap=True)
+    options = f" --on {on}" if on else ""
+    out.print(f"job      {path}   (again:  shoal run {path}{options})", markup=False, soft_wrap=True)
     where = found.export if copied is None else copied
     out.print(
         f"model    {where}" if where else "model    none yet: it did not finish; run its job",
@@ -211,7 +212,7 @@ def best(
         soft_wrap=True,
     )
     if where:
-        out.print(f"talk to  shoal chat {found.run}", markup=False, soft_wrap=True)
+        out.print(f"talk to  shoal chat {found.run}{options}", markup=False, soft_wrap=True)
 
 
 def _plan(job: "JobSpec", run_id: str | None) -> "SweepPlan":

@@ -62,8 +62,9 @@ class Forecast:
     steps: Span
     """Of one trial."""
     tokens: Span
-    estimate: bool
-    """Steps and tokens are estimates: the data were not prepared before."""
+    steps_estimate: bool
+    """The steps are an estimate: the data were not prepared before."""
+    tokens_estimate: bool
     all_steps: Span
     all_tokens: Span
     preparations: int
@@ -105,7 +106,8 @@ def forecast(spec: SweepSpec, job: JobSpec, profile: ClusterProfile, storage: St
         whole=whole,
         steps=steps,
         tokens=tokens,
-        estimate=any(one.trajectory.tokens.estimate for one in plans),
+        steps_estimate=any(one.trajectory.steps.estimate for one in plans),
+        tokens_estimate=any(one.trajectory.tokens.estimate for one in plans),
         all_steps=_total(steps, [one.trajectory.steps.value for one in plans], trials, exact),
         all_tokens=all_tokens,
         preparations=len({one.trajectory.data.digest for one in plans}),

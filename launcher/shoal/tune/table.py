@@ -50,15 +50,15 @@ def dimension_words(one: Dimension) -> str:
 
 
 def _rows(told: Forecast, spec: SweepSpec, profile: ClusterProfile) -> Iterator[tuple[str, str]]:
-    about = " (estimate)" if told.estimate else ""
+    about = " (estimate)"
     yield "trials", f"{told.trials}, {spec.search} search; {_stops(spec)}"
     at_once = "as many at once as there is room for" if told.concurrent is None else f"{told.concurrent} at once"
     yield "workers", f"{told.workers} each, {at_once}"
     yield "looked at", f"{told.planned} points of the space{', all there are' if told.whole else ''}: each has a plan"
     yield "metric", f"{spec.metric}, the {'least' if spec.mode == 'min' else 'largest'} is best"
     yield "data", f"prepared {'once for all trials' if told.preparations == 1 else f'{told.preparations} times'}"
-    yield "steps", f"{told.steps} a trial, {told.all_steps} in all{about}"
-    yield "tokens", f"{told.tokens} a trial, {told.all_tokens} in all{about}"
+    yield "steps", f"{told.steps} a trial, {told.all_steps} in all{about * told.steps_estimate}"
+    yield "tokens", f"{told.tokens} a trial, {told.all_tokens} in all{about * told.tokens_estimate}"
     if told.hours is None:
         yield "hours", "not known: no finished run here has this model and layout to tell the speed from"
     else:
