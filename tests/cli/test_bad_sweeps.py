@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from mistakes import Case
+from sweeps import SWEEP_ID, write_sweep
 
 from shoal import cli
 
@@ -206,11 +207,31 @@ CASES = [
          {**HELD_OUT, "sweep": SOUND}, command=("run", "job.yaml"), on=PROFILE),
     Case("a sweep of none", ("job.yaml: has no `sweep` section; add one",), command=("sweep", "job.yaml"), on=PROFILE),
     Case("no such job", ("jobb.yaml: there is no such job file; did you mean job.yaml?",), command=("sweep", "jobb.yaml")),
-    Case("no such sweep", ("nobody: there are no sweeps in",), command=("sweep", "show", "nobody"), on=PROFILE),
-    Case("the best of none", ("nobody: there are no sweeps in",), command=("sweep", "best", "nobody"), on=PROFILE),
+    Case("no such sweep", ("nobody: there are no sweeps in",), command=("sweep", "show", "nobody"), on="none.yaml"),
+    Case("the best of none", ("nobody: there are no sweeps in",), command=("sweep", "best", "nobody"), on="none.yaml"),
     Case("a page nowhere", ("--html: there is no folder nowhere",),
          command=("sweep", "show", "nobody", "--html", "nowhere/x.html"), on=PROFILE),
 ]  # fmt: skip
+
+LEFT = [
+    Case("a job file that somebody wrote", ("--job: job.yaml is there already, and no sweep wrote it",),
+         command=("sweep", "best", "fish", "--job", "job.yaml"), on=PROFILE),
+    Case("a folder as page", ("--html: sub cannot be written: is a directory",),
+         command=("sweep", "show", "fish", "--html", "sub"), on=PROFILE),
+    Case("a folder that is full", ("--export: sub-full is there and not empty",),
+         command=("sweep", "best", "fish", "--job", "best.yaml", "--export", "sub-full"), on=PROFILE),
+    Case("a run with a sweep's id", (f"--run-id {SWEEP_ID}: is a sweep, not a run; give the run another id",),
+         command=("run", "job.yaml", "--run-id", SWEEP_ID)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", LEFT, ids=str)
+def test_what_cannot_be_done_with_a_sweep_is_told(mistake: Case, place: Path, tell: Callable[[Case], None]) -> None:
+    if not (place / "runs" / SWEEP_ID).exists():
+        write_sweep(place / "runs")
+        (place / "sub-full").mkdir()
+        (place / "sub-full" / "x").touch()
+    tell(mistake)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -106,6 +106,8 @@ def run(
         if storage.exists(folder.plan):
             _require_same(folder.read_plan(), plan)
             return resume_sweep(folder, profile, storage, on_event, stop)
+        if storage.exists(folder.lease.plan):
+            raise SpecError(Problem(f"--run-id {run_id}", "is a run, not a sweep", "give the sweep another id"))
         on_event({"kind": "phase", "phase": "planning", "detail": loaded.model.base})
         assert loaded.sweep
         for note in forecast(loaded.sweep, loaded, profile, storage).notes:
@@ -147,8 +149,8 @@ def show(sweep: Sweep, on: On = None, html: Html = None, as_json: Json = False) 
     from shoal.tune.folder import find_sweep
     from shoal.tune.table import board_table
 
-    if html is not None and not html.parent.is_dir():
-        raise SpecError(Problem("--html", f"there is no folder {html.parent}", "name a file in one that exists"))
+    if html is not None:
+        _require_folder("--html", html)
     profile = load_profile(profile_name(on))
     with storage_of(profile) as storage:
         folder = find_sweep(storage, profile.storage.runs, sweep)
@@ -156,7 +158,7 @@ def show(sweep: Sweep, on: On = None, html: Html = None, as_json: Json = False) 
         if html is not None:
             from shoal.tune.page import page
 
-            html.write_text(page(found, folder.read_plan()))
+            _write("--html", html, page(found, folder.read_plan()))
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=1))
         return
@@ -186,16 +188,17 @@ def best(
     `shoal run best.yaml` trains the very same trial once more.
     """
     from shoal.spec.load import load_profile
-    from shoal.tune.best import copy_export, winning
+    from shoal.tune.best import HEADING, copy_export, winning
     from shoal.tune.folder import find_sweep
 
     profile = load_profile(profile_name(on))
     with storage_of(profile) as storage:
         found = winning(find_sweep(storage, profile.storage.runs, sweep))
         path = job or Path(f"{found.sweep}-best.yaml")
-        if not path.parent.is_dir():
-            raise SpecError(Problem("--job", f"there is no folder {path.parent}", "name a file in one that exists"))
-        path.write_text(found.text)
+        _require_folder("--job", path)
+        if path.is_file() and not path.read_bytes().startswith(HEADING.encode()):
+            raise SpecError(Problem("--job", f"{path} is there already, and no sweep wrote it", "name another file"))
+        _write("--job", path, found.text)
         copied = copy_export(found, storage, export) if export is not None else None
     told = {"job": str(path), "copied_to": None if copied is None else str(copied), **found.as_json()}
     if as_json:
@@ -213,6 +216,19 @@ def best(
     )
     if where:
         out.print(f"talk to  shoal chat {found.run}{options}", markup=False, soft_wrap=True)
+
+
+def _require_folder(option: str, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise SpecError(Problem(option, f"there is no folder {path.parent}", "name a file in one that exists"))
+
+
+def _write(option: str, path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        what = f"{path} cannot be written: {(error.strerror or str(error)).lower()}"
+        raise SpecError(Problem(option, what, "name another file")) from None
 
 
 def _plan(job: "JobSpec", run_id: str | None) -> "SweepPlan":

@@ -73,6 +73,7 @@ def run(
     With --run-id the very same command does, as often as a scheduler submits it.
     """
     from shoal import launch
+    from shoal.storage import join
 
     loaded, profile = load_both(job, set_, on)
     if loaded.sweep is not None:
@@ -80,6 +81,8 @@ def run(
         raise SpecError(Problem(job, "has a `sweep` section: it is trained many times", fix))
 
     def begin(storage: "Storage", backend: "Backend", on_event: "OnEvent", stop: "threading.Event") -> "Outcome":
+        if run_id and storage.exists(join(profile.storage.runs, run_id, "sweep.json")):
+            raise SpecError(Problem(f"--run-id {run_id}", "is a sweep, not a run", "give the run another id"))
         return launch.run(loaded, profile, storage, backend, on_event, stop, run_id)
 
     _train(profile, begin, on, expect_improvement, as_json)

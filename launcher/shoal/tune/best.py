@@ -15,6 +15,8 @@ from shoal.tune.board import Board, Standing, board
 from shoal.tune.folder import SweepFolder
 from shoal.tune.space import apply, said
 
+HEADING = "# Trial "
+"""How a job file that a sweep wrote begins."""
 ORIGIN = "It began with the weights of {origin}: its job alone starts from the base, and will not give the same."
 
 
@@ -84,7 +86,7 @@ def job_text(job: JobSpec, found: Board, row: Standing, value: float) -> str:
     done = (
         f"gave {found.metric} {value:.6f}" if row.state == "finished" else f"{row.state} at {found.metric} {value:.6f}"
     )
-    head = f"# Trial {row.number} of the sweep {found.sweep}: {done}.\n# Searched: {_one_line(said(row.params))}\n"
+    head = f"{HEADING}{row.number} of the sweep {found.sweep}: {done}.\n# Searched: {_one_line(said(row.params))}\n"
     head += f"# {ORIGIN.format(origin=row.origin)}\n" if row.origin else ""
     return head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
 
