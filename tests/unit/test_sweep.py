@@ -15,12 +15,14 @@ from rich.console import Console
 from sweeps import JOB, RATES, SWEEP_ID, sweep_plan, write_sweep
 
 from shoal.errors import SpecError
+from shoal.spec.cluster import ClusterProfile
 from shoal.spec.load import parse_job
 from shoal.spec.sweep import SweepSpec
 from shoal.storage import Storage
 from shoal.tune import chart
 from shoal.tune.best import copy_export, winning
 from shoal.tune.board import board
+from shoal.tune.checks import place_problems
 from shoal.tune.folder import SweepFolder, find_sweep, list_sweeps
 from shoal.tune.importance import importance
 from shoal.tune.live import Trials, record, table
@@ -119,6 +121,25 @@ def test_grace_is_told_in_tokens_and_lasts_to_the_first_report(fields: dict[str,
     one = Pace(tokens=900, steps=90, reports=10)
     assert grace_period(spec({"lora.r": [1]}, **fields), one) == grace
     assert perturbation_interval(spec({"lora.r": [1]}), one) == 225
+
+
+# Where it runs
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ({"kind": "local", "workers": 2}, ""),
+        ({"kind": "ray", "workers": {"min": 1, "max": 4}}, ""),
+        ({"kind": "inline"}, "kind: inline is this process alone"),
+        ({"kind": "ray", "workers": 2, "address": "http://head:8265"}, "address: a sweep is driven from a machine"),
+        ({"kind": "kuberay", "workers": 2}, "kind: a sweep is driven from a machine"),
+        ({"kind": "ray", "workers": 1}, "sweep.workers: 2 for each trial, but the profile has 1"),
+    ],
+)
+def test_a_place_that_cannot_hold_a_sweep_is_told(profile: dict[str, Any], said: str) -> None:
+    found = list(place_problems(spec({"lora.r": [1]}, workers=2), ClusterProfile.model_validate(profile)))
+    assert " ".join(map(str, found)).startswith(said) and bool(found) == bool(said)
 
 
 # Leaderboard

@@ -18,6 +18,9 @@ def place_problems(spec: SweepSpec, profile: ClusterProfile) -> Iterator[Problem
     if profile.kind == "inline":
         yield Problem("kind", "inline is this process alone, and a sweep needs Ray", "use --on local, or kind: ray")
         return
+    if profile.submits or profile.kind == "kuberay":
+        what = "a sweep is driven from a machine of the cluster, not from outside"
+        yield Problem("address" if profile.submits else "kind", what, "run it there, with kind: ray and address: auto")
     room = profile.max_workers
     if spec.workers is not None and spec.workers > room:
         what = f"{spec.workers} for each trial, but the profile has {room}"
