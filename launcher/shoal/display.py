@@ -136,8 +136,8 @@ class Lines:
         if event["kind"] == "step" and (event["step"] == event["steps"] or self._due()):
             line = step_line(self.state)
         if line is not None:
-            now = datetime.now().strftime("%H:%M:%S")
-            self.console.print(f"{now} {line}", markup=False, highlight=False, soft_wrap=True)
+            moment = datetime.fromisoformat(event["time"]).astimezone() if "time" in event else datetime.now()
+            self.console.print(f"{moment:%H:%M:%S} {line}", markup=False, highlight=False, soft_wrap=True)
 
     def _goes_on(self) -> bool:
         """Whether a long phase tells its progress: those around the steps leave lines of their own."""

@@ -61,6 +61,12 @@ def backend_for(profile: ClusterProfile) -> Backend:
         case "ray":
             from shoal.backends.ray_cluster import RayCluster
 
+            if profile.submits:
+                what = (
+                    f"{profile.address} is a cluster seen from outside: runs are submitted there, and nothing else is"
+                )
+                fix = "on the cluster itself, with address: auto, this works too; `ray job submit -- shoal ...` gets there"
+                raise ClusterError(Problem("address", what, fix))
             return RayCluster(profile)
         case "kuberay":
             what = "kuberay: manifests are rendered, but not applied yet"

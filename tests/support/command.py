@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,13 @@ class Command:
     It runs here, or on one of the hosts of a test.
     """
 
-    def __init__(self, arguments: Sequence[str], folder: Path, host: Host | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        host: Host | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.out = folder / "stdout.json"
         apart = "--json" in arguments
         command = [sys.executable, "-m", "shoal", *arguments]
@@ -34,7 +40,7 @@ class Command:
                 stdout=out if apart else subprocess.PIPE,
                 stderr=subprocess.PIPE if apart else subprocess.STDOUT,
                 text=True,
-                env={**(host.environment() if host else os.environ), "COLUMNS": "400"},
+                env={**(host.environment() if host else environment or os.environ), "COLUMNS": "400"},
                 start_new_session=True,  # as a shell would: a Ctrl-C of whoever runs the tests is not this one's
             )
         self._pipe = self.process.stderr or self.process.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from shoal.cli import data, doctor, render, report, results, runs, start, store, sweep, training
+from shoal.cli import data, doctor, following, render, report, results, runs, start, store, sweep, training
 from shoal.errors import ShoalError
 from shoal.spec.cluster import StorageSpec
 
@@ -32,6 +32,8 @@ app.command(short_help="Prepare the data ahead of a run; write a cleaned copy of
 app.command(short_help="Say what a run would do, before anything is taken.")(training.plan)
 app.command(short_help="Train a job as a new run.")(training.run)
 app.command(short_help="Go on with a run that was stopped or died.")(training.resume)
+app.command(short_help="Show what a run said; watch it, wherever it runs.")(following.logs)
+app.command(short_help="Let a run save and leave, wherever it runs.")(following.stop)
 app.command(short_help="Print a run's Kubernetes manifests.")(render.render)
 app.add_typer(sweep.app, name="sweep", short_help="Train a job many times, and take the best: run, resume, show, best.")
 app.command(short_help="List runs, and clear away old ones.")(runs.runs)

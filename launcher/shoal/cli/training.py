@@ -37,6 +37,16 @@ Expect = Annotated[
         help="Leave with status 9 unless the export's held-out loss is below the base model's.",
     ),
 ]
+Events = Annotated[
+    bool,
+    typer.Option("--events", help="Print one JSON line per event, the last of kind `outcome`, and nothing else."),
+]
+Detach = Annotated[
+    bool,
+    typer.Option(
+        "--detach", help="On a cluster that is given runs from outside: submit and leave; `shoal logs` shows it."
+    ),
+]
 
 
 def plan(job: Job, on: On = None, set_: Set = None, as_json: Json = False) -> None:
@@ -63,6 +73,8 @@ def run(
     set_: Set = None,
     run_id: RunId = None,
     expect_improvement: Expect = False,
+    detach: Detach = False,
+    events: Events = False,
     as_json: Json = False,
 ) -> None:
     """Train a job as a new run: prepare the data, train, export, compare the export with what was trained.
@@ -80,15 +92,30 @@ def run(
         fix = f"use  shoal sweep {job}  or train it once as it is written:  --set sweep=null"
         raise SpecError(Problem(job, "has a `sweep` section: it is trained many times", fix))
 
+    if profile.submits:
+        from shoal.cli import submitting
+
+        flags = ["--expect-improvement"] if expect_improvement else []
+        submitting.run(loaded, profile, on, run_id, flags, detach, as_json)
+        return
+    _require_submitting(detach)
+
     def begin(storage: "Storage", backend: "Backend", on_event: "OnEvent", stop: "threading.Event") -> "Outcome":
         if run_id and storage.exists(join(profile.storage.runs, run_id, "sweep.json")):
             raise SpecError(Problem(f"--run-id {run_id}", "is a sweep, not a run", "give the run another id"))
         return launch.run(loaded, profile, storage, backend, on_event, stop, run_id)
 
-    _train(profile, begin, on, expect_improvement, as_json)
+    _train(profile, begin, on, expect_improvement, events, as_json)
 
 
-def resume(run: Run, on: On = None, expect_improvement: Expect = False, as_json: Json = False) -> None:
+def resume(
+    run: Run,
+    on: On = None,
+    expect_improvement: Expect = False,
+    detach: Detach = False,
+    events: Events = False,
+    as_json: Json = False,
+) -> None:
     """Go on with a run that was stopped or died, from its newest complete checkpoint.
 
     Example:  shoal resume quickstart-2026
@@ -99,11 +126,24 @@ def resume(run: Run, on: On = None, expect_improvement: Expect = False, as_json:
     from shoal.spec.load import load_profile
 
     profile = load_profile(profile_name(on))
+    if profile.submits:
+        from shoal.cli import submitting
+
+        flags = ["--expect-improvement"] if expect_improvement else []
+        submitting.resume(run, profile, on, flags, detach, as_json)
+        return
+    _require_submitting(detach)
 
     def begin(storage: "Storage", backend: "Backend", on_event: "OnEvent", stop: "threading.Event") -> "Outcome":
         return launch.resume(run, profile, storage, backend, on_event, stop)
 
-    _train(profile, begin, on, expect_improvement, as_json)
+    _train(profile, begin, on, expect_improvement, events, as_json)
+
+
+def _require_submitting(detach: bool) -> None:
+    if detach:
+        fix = "give a profile with  kind: ray  and  address: http://HEAD:8265  (cluster/ray-submit.yaml)"
+        raise SpecError(Problem("--detach", "this profile trains in this very process", fix))
 
 
 def _train(
@@ -111,15 +151,17 @@ def _train(
     begin: "Callable[[Storage, Backend, OnEvent, threading.Event], Outcome]",
     on: str | None,
     expect_improvement: bool,
+    events: bool,
     as_json: bool,
 ) -> None:
     """Train under a display, with signals heard; print how it ended; leave with the status that says so."""
     from shoal import launch
     from shoal.cli.interrupts import Interrupts
+    from shoal.cli.relay import Relay, outcome_event
     from shoal.display import display_for, tell_ending
 
     out = console(as_json)
-    display = display_for(out)
+    display = Relay() if events else display_for(out)
     options = f" --on {on}" if on else ""
     with Interrupts(display.on_event) as interrupts, closing(launch.backend_for(profile)) as backend:
         try:
@@ -137,7 +179,9 @@ def _train(
             kept = Problem(interrupts.run, "is kept", f"go on with  shoal resume {interrupts.run}{options}")
             raise StorageError(*error.problems, kept) from error
         result = outcome.result
-        if as_json:
+        if events:
+            display.on_event(outcome_event(outcome))
+        elif as_json:
             book = None if outcome.ledger is None else outcome.ledger.as_json()
             body = {"run": outcome.folder.id, "folder": outcome.folder.url, **asdict(result), "ledger": book}
             typer.echo(json.dumps(body, indent=1))

@@ -1,0 +1,293 @@
+"""logs and stop: a run that is driven somewhere else, watched and asked to leave, from any machine that sees its store."""
+
+import getpass
+import json
+import queue
+import signal
+import socket
+import sys
+import time
+from dataclasses import asdict
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+from shoal.cli.common import Json, On, Run, console, profile_name, storage_of
+from shoal.cli.interrupts import SIGNALS
+from shoal.cli.relay import outcome_of
+from shoal.display import Display, Lines, display_for, tell_ending
+from shoal.errors import ClusterError, Problem, StorageError
+from shoal.submit.dashboard import Dashboard
+
+if TYPE_CHECKING:
+    from shoal.spec.cluster import ClusterProfile
+    from shoal.submit.dashboard import Job
+    from shoal.submit.found import Found
+    from shoal.train.world import Event
+
+POLL_S = 0.2
+LOOK_S = 2.0
+"""How often the store is asked what is new."""
+ASK = "\nd: detach, the run goes on    s: stop, it saves a checkpoint and leaves    c: go on watching    [d/s/c] "
+
+
+class Leaving:
+    """Ctrl-C and SIGTERM for a command that only watches: they never touch the run by themselves.
+
+    Before there is anything to watch, a signal leaves at once. Afterwards the first is for `asked`; a second leaves.
+    """
+
+    def __init__(self) -> None:
+        self.watching = False
+        self.asked = False
+        self._number = signal.SIGINT
+        self._before: dict[int, Any] = {}
+
+    @property
+    def status(self) -> int:
+        return 128 + self._number
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether somebody sits there: Ctrl-C at a terminal. Without one, and on SIGTERM, a watcher detaches."""
+        return self._number == signal.SIGINT and sys.stdin.isatty() and sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._number = signal.Signals(number)
+        if self.asked or not self.watching:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def logs(
+    run: Run,
+    on: On = None,
+    follow_: Annotated[
+        bool, typer.Option("--follow", "-f", help="Stay until the run has ended, and leave with its exit status.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a run's driver said; with --follow, watch it as if it ran here: this is how to reattach.
+
+    Example:  shoal logs quickstart-2026 --follow --on cluster/ray-submit.yaml
+
+    Of a run that was submitted to a cluster, the driver's log; of any other, what it wrote into its run folder.
+    """
+    from shoal.spec.load import load_profile
+    from shoal.submit.found import find
+
+    profile = load_profile(profile_name(on))
+    options = f" --on {on}" if on else ""
+    dashboard = Dashboard(profile.address, profile.token) if profile.submits else None
+    with Leaving() as leaving, storage_of(profile) as storage:
+        try:
+            found = find(run, storage, profile.storage.runs, dashboard)
+            if follow_ and dashboard is not None and found.job is not None:
+                follow(
+                    found.id, found.job.id, profile, dashboard, display_for(console(as_json)), leaving, options, as_json
+                )
+            elif dashboard is not None and found.job is not None:
+                _print_log(dashboard, found.job)
+            else:
+                _from_store(found, follow_, leaving)
+        except KeyboardInterrupt:
+            raise typer.Exit(leaving.status) from None
+
+
+def stop(
+    run: Run,
+    on: On = None,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for the step and its checkpoint.")] = False,
+) -> None:
+    """Stop a run wherever it is driven: it finishes its step, saves a checkpoint and leaves. `shoal resume` goes on.
+
+    Example:  shoal stop quickstart-2026 --on cluster/ray-submit.yaml
+
+    Waits until it has left; Ctrl-C stops the waiting alone.
+    """
+    from shoal.spec.load import load_profile
+    from shoal.submit.found import ask_to_stop, find
+
+    profile = load_profile(profile_name(on))
+    dashboard = Dashboard(profile.address, profile.token) if profile.submits else None
+    with storage_of(profile) as storage:
+        found = find(run, storage, profile.storage.runs, dashboard)
+        typer.echo(f"{found.id}: {ask_to_stop(found, dashboard, _me(), now)}")
+        while found.is_driven or _runs(dashboard, found):
+            time.sleep(POLL_S * 5)
+        saved = storage.list(f"{found.folder.checkpoints}*/manifest.json") if found.in_store else []
+        options = f" --on {on}" if on else ""
+    kept = f"; go on with  shoal resume {found.id}{options}" if saved else ", without a checkpoint"
+    typer.echo(f"it has left{kept}")
+
+
+def _runs(dashboard: Dashboard | None, found: "Found") -> bool:
+    if dashboard is None or found.job is None:
+        return False
+    job = dashboard.job(found.job.id)
+    return job is not None and not job.ended
+
+
+def follow(
+    run_id: str,
+    job_id: str,
+    profile: "ClusterProfile",
+    dashboard: Dashboard,
+    display: Display,
+    leaving: Leaving,
+    options: str,
+    as_json: bool,
+) -> None:
+    """Show a submitted run until it ends, then leave with its status."""
+    from shoal.submit.follow import Follower, ended, status_of
+
+    follower = Follower(dashboard, job_id)
+    follower.start()
+    leaving.watching = True
+    outcome, errors = None, []
+    with display:
+        while True:
+            if leaving.asked:
+                _decide(run_id, profile, dashboard, display, leaving, options)
+            try:
+                event = follower.next(POLL_S)
+            except queue.Empty:
+                continue
+            if event is None:
+                break
+            if event["kind"] == "outcome":
+                outcome = event
+            elif event["kind"] == "error":
+                errors.append(event["message"])
+            else:
+                display.on_event(_shown(event))
+    if follower.error is not None:
+        fix = f"it may well go on: `shoal logs {run_id} --follow{options}` looks again"
+        raise ClusterError(*follower.error.problems, Problem(run_id, f"job {job_id} is out of sight", fix))
+    job = ended(dashboard, job_id, lambda: True)
+    if outcome is not None:
+        _tell(outcome, profile, options, as_json)
+    for line in errors:
+        typer.echo(line, err=True)
+    status = status_of(job)
+    if status and outcome is None and not errors:
+        _tell_death(run_id, job, status, options)
+    if status:
+        raise typer.Exit(status)
+
+
+def _shown(event: "Event") -> "Event":
+    """What somebody else wrote into the log is shown as it is."""
+    return {**event, "kind": "note"} if event["kind"] == "log" else event
+
+
+def _decide(
+    run_id: str, profile: "ClusterProfile", dashboard: Dashboard, display: Display, leaving: Leaving, options: str
+) -> None:
+    """After a first signal: detach, stop, or go on watching. Raises: typer.Exit to detach."""
+    answer = "d"
+    if leaving.may_ask:
+        display.__exit__(None, None, None)
+        try:
+            answer = _answer()
+        except (KeyboardInterrupt, EOFError):
+            answer = "d"
+        if answer != "d":
+            display.__enter__()
+    if answer == "d":
+        typer.echo(f"detached: {run_id} goes on; watch it with  shoal logs {run_id} --follow{options}", err=True)
+        raise typer.Exit(leaving.status)
+    if answer == "s":
+        from shoal.submit.found import ask_to_stop, find
+
+        with storage_of(profile) as storage:
+            done = ask_to_stop(find(run_id, storage, profile.storage.runs, dashboard), dashboard, _me(), now=False)
+        display.on_event({"kind": "note", "message": f"{done}; Ctrl-C once more detaches"})
+    leaving.asked = False
+
+
+def _answer() -> str:
+    while True:
+        typer.echo(ASK, err=True, nl=False)
+        said = input().strip().lower()[:1]
+        if said in ("d", "s", "c"):
+            return said
+
+
+def _tell(outcome: "Event", profile: "ClusterProfile", options: str, as_json: bool) -> None:
+    """How it ended, as the driver would have said it here."""
+    from shoal.plan.types import Plan
+    from shoal.runs import RunFolder
+
+    result, ledger = outcome_of(outcome)
+    if as_json:
+        body = {name: outcome[name] for name in ("run", "folder")}
+        typer.echo(json.dumps({**body, **asdict(result), "ledger": outcome["ledger"]}, indent=1))
+        return
+    with storage_of(profile) as storage:
+        try:
+            plan = Plan.model_validate_json(storage.read(RunFolder(storage, outcome["folder"]).plan))
+        except StorageError:
+            loss = "" if result.loss is None else f", held-out loss {result.loss:.4f}"
+            typer.echo(f"{outcome['run']}: {result.state} at step {result.step}{loss}; {outcome['folder']}")
+            return
+    tell_ending(console(), plan, result, options, ledger)
+
+
+def _tell_death(run_id: str, job: "Job", status: int, options: str) -> None:
+    last = next((line.strip() for line in reversed(job.message.splitlines()) if line.strip()), "")
+    what = f"job {job.id} {job.status.lower()} with status {status}" + (f": {last[:300]}" if last else "")
+    typer.echo(f"{run_id}: {what}; go on with  shoal resume {run_id}{options}", err=True)
+
+
+def _print_log(dashboard: Dashboard, job: "Job") -> None:
+    """All that the driver has said so far, each line with its own time."""
+    from shoal.submit.follow import event_of
+
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += LOOK_S  # the driver has thinned steps out already
+        return now[0]
+
+    display = Lines(console(), clock)
+    for line in dashboard.log(job.id).splitlines():
+        event = event_of(line)
+        if event is None:
+            continue
+        if event["kind"] == "error":
+            typer.echo(event["message"])
+        elif event["kind"] != "outcome":
+            display.on_event(_shown(event))
+
+
+def _from_store(found: "Found", follow_: bool, leaving: Leaving) -> None:
+    """A run without a job that anybody remembers: what it wrote down, and what it goes on to write."""
+    display = display_for(console())
+    seen: set[str] = set()
+    with display:
+        while True:
+            driven, result = found.is_driven, found.result()
+            for row in found.rows() if found.in_store else []:
+                key = json.dumps(row, sort_keys=True)
+                if key not in seen and row["kind"] not in ("driver", "ended"):
+                    display.on_event({"steps": row.get("step"), **row})
+                seen.add(key)
+            if not follow_ or result is not None or not driven:
+                break
+            time.sleep(LOOK_S)
+    if follow_ and result is None:
+        raise typer.Exit(1)
+
+
+def _me() -> str:
+    return f"{getpass.getuser()} on {socket.gethostname()}"
