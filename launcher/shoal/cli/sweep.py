@@ -163,7 +163,7 @@ def show(sweep: Sweep, on: On = None, html: Html = None, as_json: Json = False) 
         typer.echo(json.dumps(found.as_json(), indent=1))
         return
     out = console()
-    out.print(board_table(found))
+    out.print(board_table(found, out.width))
     if html is not None:
         out.print(f"written to {html}", markup=False, soft_wrap=True)
 
@@ -291,7 +291,7 @@ def _drive(profile: "ClusterProfile", begin: "Begin", on: str | None, as_json: b
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=1))
     else:
-        out.print(board_table(found))
+        out.print(board_table(found, out.width))
         verb = "best" if not interrupts.stop.is_set() else "resume"
         out.print(f"shoal sweep {verb} {found.sweep}{options}", markup=False, soft_wrap=True)
     if interrupts.stop.is_set():

@@ -160,18 +160,19 @@ def table(trials: Trials) -> RenderableType:
     rows = sorted(trials.rows.values(), key=lambda row: (row.state == "running", row.number))[-SHOWN_ROWS:]
     fields = list(dict.fromkeys(field for row in rows for field in row.params))
     shown = Table(box=None, padding=(0, 2, 0, 0), title_justify="left")
-    for name in ("trial", *map(short, fields)):
-        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("trial", justify="right", no_wrap=True)
+    shown.add_column("state", no_wrap=True)
     for name in ("step", short(trials.metric)):
         shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("state", overflow="fold")
+    for name in fields:
+        shown.add_column(short(name), justify="right", overflow="fold")
+    shown.add_column("why", overflow="fold")
     for row in rows:
         params = [brief(row.params[field]) if field in row.params else "" for field in fields]
         state = Text(row.phase if row.state == "running" else row.state, style=COLOURS.get(row.state, ""))
-        state.append(f": {row.why}" if row.why else "", style="")
         step = f"{row.step}/{row.steps}" if row.steps else f"{row.step}"
         value = "" if row.metric is None else f"{row.metric:.4f}"
-        shown.add_row(*(Text(cell) for cell in (str(row.number), *params, step, value)), state)
+        shown.add_row(Text(str(row.number)), state, *(Text(cell) for cell in (step, value, *params, row.why)))
     counts = ", ".join(f"{count} {state}" for state in COLOURS if (count := trials.count(state)))
     head = Text.assemble((trials.sweep or "shoal sweep", "bold"), f"  {trials.phase}" if not rows else "")
     head.append(f"  {len(trials.rows)} of {trials.trials} trials: {counts}" if rows else "", style="dim")

@@ -15,7 +15,9 @@ from shoal.tune.forecast import Forecast
 from shoal.tune.live import COLOURS, short
 from shoal.tune.space import brief
 
-SHOWN_WHY = 80
+WIDE = 120
+"""Columns of a terminal that has room for the reasons beside the table."""
+SHOWN_WHY = 120
 """Characters of the reason that a trial ended."""
 
 
@@ -90,26 +92,43 @@ def _time(hours: float) -> str:
     return duration(hours * 3600)
 
 
-def board_table(found: Board) -> RenderableType:
-    """The leaderboard, best first."""
+def board_table(found: Board, width: int) -> RenderableType:
+    """The leaderboard, best first. Why a trial ended stands under the table where there is no room beside it."""
+    beside = width >= WIDE
     fields = searched(found.rows)
     shown = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("trial", *map(short, fields), short(found.metric), "step", "tokens", "time"):
+    shown.add_column("trial", justify="right", no_wrap=True)
+    shown.add_column("state", no_wrap=True)
+    shown.add_column(short(found.metric), justify="right", no_wrap=True)
+    for field in fields:
+        shown.add_column(short(field), justify="right", overflow="fold")
+    for name in ("step", "tokens", "time"):
         shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("state", overflow="fold")
+    if beside:
+        shown.add_column("why", overflow="fold")
     for row in found.ranked:
         score = found.score(row)
-        cells = [str(row.number), *(brief(row.params.get(field, "")) for field in fields)]
-        cells += ["" if score is None else f"{score:.4f}", f"{row.step:,}", f"{row.tokens:,}"]
-        cells += ["" if row.seconds is None else duration(row.seconds)]
+        cells = ["" if score is None else f"{score:.4f}", *(brief(row.params.get(field, "")) for field in fields)]
+        cells += [f"{row.step:,}", f"{row.tokens:,}", "" if row.seconds is None else clock(row.seconds)]
+        cells += [why(row)] if beside else []
         style = "bold" if row is found.winner else ""
-        state = Text.assemble((row.state, COLOURS.get(row.state, "")), f": {why(row)}" if why(row) else "")
-        shown.add_row(*(Text(cell, style=style) for cell in cells), state)
+        state = Text(row.state, style=COLOURS.get(row.state, ""))
+        shown.add_row(Text(str(row.number), style=style), state, *(Text(cell, style=style) for cell in cells))
     counts = ", ".join(f"{found.count(state)} {state}" for state in (*COLOURS, "unfinished") if found.count(state))
     planned = f" of {found.trials}" if found.trials is not None else ""
     head = Text.assemble((found.sweep, "bold"), f"  {len(found.rows)}{planned} trials: {counts or 'none began'}")
     head.append(f"; by {found.metric}, best first", style="dim")
-    return Group(head, shown) if found.rows else head
+    reasons = (
+        [] if beside else [Text(f"trial {row.number}: {why(row)}", style="dim") for row in found.ranked if why(row)]
+    )
+    return Group(head, shown, *reasons) if found.rows else head
+
+
+def clock(seconds: float) -> str:
+    """`1:32`, `2:10:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def why(row: Standing) -> str:
