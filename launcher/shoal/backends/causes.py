@@ -10,6 +10,8 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 from shoal.backends.mailbox import Account
 from shoal.backends.watch import SILENT_S, Beat
 from shoal.errors import ShoalError, StorageError
+from shoal.record.rows import stamp
+from shoal.train.world import Event
 
 Cause = Literal[
     "preempted", "hung", "out of memory", "node gone", "process died", "storage", "user error", "bug", "error"
@@ -56,6 +58,26 @@ def classify(failures: Mapping[int, Exception], account: Account) -> Failure:
         attempt=next((beat.attempt for beat in account.beats.values() if beat.attempt is not None), None),
         stack=hang.stack if hang else "",
     )
+
+
+def failure_event(failure: Failure, again: str | None) -> Event:
+    """The event that tells of it. `again`: what is done about it; None when nothing is."""
+    event: Event = {
+        "kind": "failure",
+        "time": stamp(),
+        "cause": failure.cause,
+        "rank": failure.ranks[0],
+        "ranks": failure.ranks,
+        "node": failure.node,
+        "step": failure.step,
+        "message": f"{failure.message}; {again}" if again else failure.message,
+        "final": again is None,
+    }
+    if failure.attempt is not None:
+        event["attempt"] = failure.attempt
+    if failure.stack:
+        event["stack"] = failure.stack
+    return event
 
 
 def lost(error: Exception) -> bool:

@@ -10,9 +10,8 @@ import ray
 from ray.exceptions import RayError
 from ray.train import ControllerError, PreemptionError, TrainingFailedError, UserCallback, WorkerGroupError
 
-from shoal.backends.causes import OUR_MISTAKES, Failure, classify, final, lost, unsettled
+from shoal.backends.causes import OUR_MISTAKES, Failure, classify, failure_event, final, lost, unsettled
 from shoal.errors import Problem, ShoalError, TrainingError
-from shoal.record.rows import stamp
 from shoal.train.world import Event
 
 WORDS = 3
@@ -65,22 +64,7 @@ class Failures(UserCallback):
         return f"starting again from the newest checkpoint ({told} {count} of {most})" if count <= most else None
 
     def _tell(self, failure: Failure, again: str | None) -> None:
-        event: Event = {
-            "kind": "failure",
-            "time": stamp(),
-            "cause": failure.cause,
-            "rank": failure.ranks[0],
-            "ranks": failure.ranks,
-            "node": failure.node,
-            "step": failure.step,
-            "message": f"{failure.message}; {again}" if again else failure.message,
-            "final": again is None,
-        }
-        if failure.attempt is not None:
-            event["attempt"] = failure.attempt
-        if failure.stack:
-            event["stack"] = failure.stack
-        ray.get(self.mailbox.failed.remote(event), timeout=ASK_S)
+        ray.get(self.mailbox.failed.remote(failure_event(failure, again)), timeout=ASK_S)
 
 
 class TurnFailures(Failures):

@@ -1,6 +1,5 @@
 """How events travel from the workers to the driver of a Ray run, and directives and heartbeats between them."""
 
-import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +8,7 @@ import ray
 from ray.exceptions import RayError
 
 from shoal.backends.watch import GONE, SILENT_S, Beat, Hang, end, hangs
-from shoal.train.world import Directive, Event, Result
+from shoal.train.world import Directive, Event
 
 DRAINED_EVERY_S = 2.0
 """How often Ray is asked which nodes are about to go."""
@@ -145,63 +144,6 @@ class Mailbox:
         elif rank in self.hangs:
             self.hangs[rank] = hang = replace(self.hangs[rank], state=state, stack=stack)
             self.events.append({"kind": "note", "message": f"{hang.message}; process {hang.beat.pid} is killed"})
-
-
-class Desk(Mailbox):
-    """A mailbox whose group stays: it is given one plan after another, and every rank does each of them."""
-
-    def __init__(self) -> None:
-        super().__init__(hang_timeout_s=math.inf)
-        self.turn = 0
-        """The number of the newest plan."""
-        self.plan: str | None = None
-        """None while nothing is to be done."""
-        self.done: dict[int, Result] = {}
-        self.closed = False
-
-    def give(self, plan: str, hang_timeout_s: float) -> None:
-        """The next plan. What is still to be told of the one before is forgotten."""
-        self.turn, self.plan, self.done = self.turn + 1, plan, {}
-        self.events, self.failures, self.directive = [], [], Directive.CONTINUE
-        self.hang_timeout_s = hang_timeout_s
-
-    def save(self) -> None:
-        """The run is asked for a checkpoint, once."""
-        self.directive = max(self.directive, Directive.SAVE, key=lambda one: one.value)
-
-    def post(self, event: Event) -> Directive:
-        answer = super().post(event)
-        if answer == Directive.SAVE:
-            self.directive = Directive.CONTINUE
-        return answer
-
-    def take(self, after: int) -> tuple[int, str] | None:
-        """A worker that has done turn `after` asks for more: (turn, plan), None for nothing yet, turn 0 for never."""
-        if self.closed:
-            return 0, ""
-        return (self.turn, self.plan) if self.plan is not None and self.turn > after else None
-
-    def join(self, rank: int, size: int, pid: int, node_id: str, actor_id: str) -> list[Event]:
-        self.done.pop(rank, None)
-        return super().join(rank, size, pid, node_id, actor_id)
-
-    def finish(self, rank: int, result: Result) -> None:
-        """One rank is through with the plan; when all are, it is done."""
-        self.done[rank] = result
-        if len(self.done) == self.size:
-            self.plan = None
-
-    def result(self) -> Result | None:
-        """Rank 0's, once every rank is through."""
-        return self.done[0] if self.turn and self.plan is None else None
-
-    def on_turn(self) -> int | None:
-        """The number of the plan that the group is at; None while it waits for one."""
-        return None if self.plan is None else self.turn
-
-    def close(self) -> None:
-        """The group goes home when its plan is done."""
-        self.closed = True
 
 
 class Reporter:

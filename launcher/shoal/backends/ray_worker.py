@@ -21,6 +21,8 @@ from shoal.train.world import Directive, Preempted, Pulse, Result, World
 PROCESS_GROUP_TIMEOUT_S = 1800
 BEAT_S = 1.0
 STDERR = 2
+ALIKE_S = 5.0
+"""What one rank answers all ranks do, mostly: this soon after it. Then the group stays for the next plan."""
 TAKE_EVERY_S = 0.1
 """How often a worker that waits asks for a plan."""
 
@@ -81,9 +83,27 @@ def work_on(config: dict[str, Any]) -> None:
             _disconnect()
             return
         PULSE.begin()
-        result = _turn(Plan.model_validate_json(text), desk, config["entry"])
+        try:
+            outcome: Result | ShoalError = _turn(Plan.model_validate_json(text), desk, config["entry"])
+        except ShoalError as error:
+            outcome = error.with_traceback(None)  # whose frames would hold the model
+            outcome.__context__ = outcome.__cause__ = None
         _let_go()
-        ray.get(desk.finish.remote(rank, result))
+        ray.get(desk.finish.remote(rank, outcome))
+        if isinstance(outcome, ShoalError) and not _all_through(desk, turn):
+            raise outcome
+
+
+def _all_through(desk: Any, turn: int) -> bool:
+    """Whether every rank comes to an end with a plan that has failed here; else some wait for this one, for good."""
+    import ray
+
+    deadline = time.monotonic() + ALIKE_S
+    while ray.get(desk.on_turn.remote()) == turn:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(TAKE_EVERY_S)
+    return True
 
 
 def _turn(plan: Plan, mailbox: Any, entry: Any) -> Result:

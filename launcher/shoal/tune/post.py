@@ -3,11 +3,6 @@
 from shoal.train.world import Event
 
 
-def post_name(sweep_id: str) -> str:
-    """The actor's name, in the sweep's own Ray namespace."""
-    return f"post-{sweep_id}"
-
-
 class Post:
     """Trials put their events here, the driver takes them; the driver says once that all must leave."""
 

@@ -120,7 +120,7 @@ class Sitting:
                 self.retries += 1
                 amend = lambda plan: _smaller(self.amend(plan))  # noqa: E731
                 message = f"{error.problems[0]}: once more with half the micro-batch"
-                self.tell({"kind": "note", "message": message})
+                self.tell({"kind": "failure", "cause": "out of memory", "message": message, "final": False})
 
     def hear(self, event: Event) -> None:
         match event["kind"]:

@@ -20,6 +20,7 @@ from shoal.backends.group import beside, trainer
 from shoal.backends.ray_cluster import RayCluster
 from shoal.backends.ray_local import RayLocal
 from shoal.backends.ray_train import RAY, Entry, RayTrain
+from shoal.errors import ShoalError
 from shoal.plan.types import Plan
 from shoal.spec.cluster import ClusterProfile
 from shoal.train.world import Result
@@ -71,11 +72,22 @@ class Slot(RayTrain):
             ray.get(self.desk.give.remote(plan.model_dump_json(), plan.hang_timeout_s))
             return self._follow(self.fit, self.desk, on_event, stop, plan.run_id, logs)
         except BaseException:
-            self._drop()
+            if not self._stays():
+                self._drop()
             raise
 
+    def _stays(self) -> bool:
+        """Whether the group, whose plan raised, waits for the next one."""
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            return self.fit is not None and not self.fit.done() and ray.get(self.desk.on_turn.remote()) is None
+        except RayError:
+            return False
+
     def _bring_up(self, plan: Plan, on_event: OnEvent) -> None:
-        from shoal.backends.mailbox import Desk
+        from shoal.backends.desk import Desk
 
         on_event({"kind": "phase", "phase": "starting", "detail": f"{plan.layout.workers} workers"})
         self._drop()
@@ -99,6 +111,8 @@ class Slot(RayTrain):
         result = ray.get(mailbox.result.remote())
         if result is None:
             fit.result()
+        if isinstance(result, ShoalError):
+            raise result
         assert isinstance(result, Result), "the group left without a result"
         return result
 

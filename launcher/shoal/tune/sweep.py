@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import random
+import secrets
 import shutil
 import socket
 import tempfile
@@ -183,22 +184,24 @@ def _tune(
     os.environ.update(TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the display alone speaks
     import numpy as np
+    import ray
     from ray import tune
 
     from shoal.tune import search
     from shoal.tune.pace import pace
-    from shoal.tune.post import Post, post_name
+    from shoal.tune.post import Post
     from shoal.tune.trial import Shared, TrialActor
     from shoal.tune.watch import BUDGET, Watch
 
     spec = plan.spec
     random.seed(spec.seed)  # ASHA's brackets and PBT's changes are drawn from the global generators
     np.random.seed(spec.seed)
-    post = beside(Post, name=post_name(folder.id))
+    name = f"post-{folder.id}-{secrets.token_hex(4)}"
+    post = beside(Post, name=name)
     suggests = search.search(spec, _suggested(earlier), concurrent)
     price = (each.price_per_worker_hour or 0.0) * each.max_workers
     watch = Watch(spec, folder, post, suggests, price, on_event, stop)
-    actor = type("TrialActor", (TrialActor,), {"shared": Shared(plan, each, entry)})
+    actor = type("TrialActor", (TrialActor,), {"shared": Shared(plan, each, name, entry)})
     tuner = tune.Tuner(
         tune.with_resources(actor, _seat(concurrent)),
         param_space=search.space(spec),
@@ -223,6 +226,7 @@ def _tune(
     )
     tuner.fit()
     watch.drain()
+    ray.kill(post)
     return watch.leaving in ("", BUDGET) and len(watch.ended) == len(watch.began)
 
 

@@ -29,7 +29,6 @@ from shoal.train.world import Event
 from shoal.tune.board import Point, best
 from shoal.tune.folder import Origin, SweepFolder, SweepPlan, TrialEnd
 from shoal.tune.known import look_up, successor
-from shoal.tune.post import post_name
 from shoal.tune.sitting import Sitting
 from shoal.tune.slot import Slot, slot_for
 from shoal.tune.space import apply, settled, trial_count
@@ -48,6 +47,8 @@ class Shared:
     plan: SweepPlan
     profile: ClusterProfile
     """Of one trial: its workers are a number."""
+    post: str
+    """The name of the actor that trials and driver hear of each other through."""
     entry: Entry | None = None
     """Stands in for train.entry.run."""
 
@@ -63,7 +64,7 @@ class TrialActor(tune.Trainable):
         self.spec = plan.spec
         self.storage = Storage(profile.storage.s3)
         self.folder = SweepFolder.of(self.storage, profile.storage.runs, plan.sweep_id)
-        self.post = ray.get_actor(post_name(plan.sweep_id))
+        self.post = ray.get_actor(self.shared.post)
         self.slot: Slot = slot_for(profile, self.shared.entry)
         self.slot.alone = self._alone
         self.slot.start()

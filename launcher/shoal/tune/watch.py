@@ -77,9 +77,11 @@ class Watch(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Its process died more often than it may."""
+        self.drain()
         said = (trial.last_result or {}).get("end")
         number = int(str(trial))
         before = TrialEnd(**said) if said else TrialEnd(number, "failed", "", None, None, 0, 0, 0.0, None, 0)
+        self._begin({"kind": "trial", "trial": before.number, "run": self.folder.run_id(before.number), "params": {}})
         why = "its process died" if trial.error_file is None else _last_line(trial)
         self._end(replace(before, state="failed", why=why))
 
@@ -95,9 +97,7 @@ class Watch(Callback):
                 case "replaced":
                     self._end(TrialEnd(**event["end"]))
                 case "trial":
-                    if event["trial"] not in self.began:
-                        self.began.add(event["trial"])
-                        self.tell(event)
+                    self._begin(event)
                 case _:
                     self.tell(event)
 
@@ -114,6 +114,11 @@ class Watch(Callback):
             end = replace(known, step=last.step, tokens=last.tokens, seconds=last.seconds)
             self.ended[last.number] = self.spent[last.number] = end
             self.folder.write_end(end)
+
+    def _begin(self, event: dict[str, Any]) -> None:
+        if event["trial"] not in self.began:
+            self.began.add(event["trial"])
+            self.tell(event)
 
     def _end(self, end: TrialEnd, known: bool = False) -> None:
         self.ended[end.number] = self.spent[end.number] = end
