@@ -1,8 +1,11 @@
 """A Ray cluster as somebody else runs it: one head with its dashboard, reached over HTTP alone, and a store that both see."""
 
+import contextlib
 import json
 import os
 import secrets
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from typing import Any
 import psutil
 import yaml
 from command import Command
+from hosts import spawn, stop
 from jobs import job, write_rows
 
 from shoal.spec.cluster import S3Spec
@@ -119,8 +123,7 @@ def head(s3: S3Spec, folder: Path, model: Path, cpus: int = 2, **environment: st
     command += ["--dashboard-host=127.0.0.1", f"--num-cpus={cpus}", "--object-store-memory=100000000"]
     command += [f"--temp-dir={short}", "--min-worker-port=0", "--max-worker-port=0"]
     there = {**own, "PYTHONPATH": str(DASHBOARD), "HOME": str(_home(folder / "head"))}
-    with (folder / "head.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=there, stdin=subprocess.DEVNULL, cwd=folder)
+    process = spawn(command, folder / "head.log", there)
     address = f"http://127.0.0.1:{ports[1]}"
     try:
         here = {**own, "HOME": str(_home(folder / "here"))}
@@ -130,15 +133,12 @@ def head(s3: S3Spec, folder: Path, model: Path, cpus: int = 2, **environment: st
         made.storage.upload(write_rows(folder / "rows.jsonl"), "s3://shoal/rows.jsonl")
         yield made
     finally:
-        family = [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
-        process.terminate()
-        psutil.wait_procs(family, timeout=15)
-        for one in family:
-            if one.is_running():
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        for one in family:  # Ray would take half a minute to say goodbye
+            with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
-        process.kill()
-        process.wait(20)
-        subprocess.run(["rm", "-rf", short], check=False)
+        stop(process, signal.SIGKILL)
+        shutil.rmtree(short, ignore_errors=True)
 
 
 def _bare() -> dict[str, str]:

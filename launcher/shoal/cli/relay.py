@@ -25,10 +25,11 @@ class Relay:
         self.clock, self.told = clock, -math.inf
 
     def on_event(self, event: Event) -> None:
-        if event["kind"] == "step" and event["step"] not in (1, event["steps"]):
-            if self.clock() - self.told < STEP_EVERY_S:
+        if event["kind"] == "step":
+            now = self.clock()
+            if event["step"] != event["steps"] and now - self.told < STEP_EVERY_S:
                 return
-            self.told = self.clock()
+            self.told = now
         said = {name: value for name, value in event.items() if name != "plan"}  # which lies in the run folder
         sys.stdout.write(line({"kind": said.pop("kind"), "time": stamp()} | said))  # one write: threads tell events too
         sys.stdout.flush()

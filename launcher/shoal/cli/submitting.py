@@ -100,6 +100,8 @@ def _submitted(
     flags: Sequence[str],
 ) -> "tuple[Submitted, str]":
     """The run, handed over, and its folder. The cluster is looked at while the plan is made."""
+    from shoal.launch import plan_job
+    from shoal.plan.places import problems
     from shoal.runs import RunFolder
     from shoal.storage import absolute, join
     from shoal.submit.found import submission_url
@@ -107,14 +109,16 @@ def _submitted(
     from shoal.submit.place import examined
     from shoal.submit.submission import as_json, request, submit
 
+    if wrong := list(problems(profile)):
+        raise SpecError(*wrong)
     folder = RunFolder(storage, join(absolute(profile.storage.runs), run_id))
     display.on_event({"kind": "phase", "phase": "planning", "detail": job.model.base if job else run_id})
     own = package()
     with ThreadPoolExecutor(1, thread_name_prefix="look") as pool:
         looking = pool.submit(examined, dashboard, profile, own, job.model.token if job else None)
         sees_store = _sees(storage, profile, display)
-        if job is not None:
-            _plan(job, profile, storage, run_id, sees_store)
+        if job is not None and sees_store:
+            plan_job(job, profile, storage, run_id)  # mistakes are told before anything is shipped
         place: Place = looking.result()
     display.on_event({"kind": "phase", "phase": "submitting", "detail": profile.address})
     wanted = request(profile, run_id, folder.url, job, place, own, *flags)
@@ -140,19 +144,6 @@ def _sees(storage: "Storage", profile: "ClusterProfile", display: Display) -> bo
         display.on_event({"kind": "note", "message": f"not planned here, the cluster does that: {said}"})
         return False
     return True
-
-
-def _plan(job: "JobSpec", profile: "ClusterProfile", storage: "Storage", run_id: str, sees_store: bool) -> None:
-    """Mistakes are told before anything is shipped; what cannot be seen from here is for the driver to find."""
-    if not sees_store:
-        from shoal.plan.places import problems
-
-        if found := list(problems(profile)):
-            raise SpecError(*found)
-        return
-    from shoal.launch import plan_job
-
-    plan_job(job, profile, storage, run_id)
 
 
 def _tell_detached(run_id: str, folder: str, submitted: "Submitted", options: str, as_json: bool) -> None:

@@ -1,0 +1,290 @@
+"""Runs handed to a cluster that somebody else runs: followed, left, found again, stopped, resumed. With a token, as is due."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from command import Command
+from submitting import KEY, SECRET, Head, head, new_token, secret_values
+
+from shoal.runs import RunFolder
+from shoal.spec.cluster import S3Spec
+from shoal.storage import join
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+LONG = (
+    "--set",
+    "train.num_train_epochs=100000",
+    "--set",
+    "train.eval_steps=1000000",
+    "--set",
+    "checkpoint.every_steps=40",
+)
+GOING = "going-1"
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: S3Spec, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Head]:
+    with head(
+        s3, tmp_path_factory.mktemp("cluster"), tiny_model, 4, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=new_token()
+    ) as up:
+        yield up
+
+
+@dataclass
+class Files:
+    """One person's folder."""
+
+    folder: Path
+    cluster: Head
+    job: str
+    on: str
+
+    def shoal(self, *arguments: str) -> Command:
+        return self.cluster.shoal(self.folder / f"{arguments[0]}-{time.time_ns()}", *arguments, "--on", self.on)
+
+    def run_folder(self, run_id: str) -> RunFolder:
+        return RunFolder(self.cluster.storage, join("s3://shoal/runs", run_id))
+
+    def job_of(self, run_id: str) -> dict[str, Any]:
+        """What Ray says of the newest submission."""
+        rows = [row for row in self.cluster.ask("/api/jobs/") if row["metadata"].get("shoal_run") == run_id]
+        return max(rows, key=lambda row: row["start_time"])
+
+
+@pytest.fixture(scope="module")
+def files(cluster: Head, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("files")
+    return Files(folder, cluster, cluster.job(folder / "job.yaml"), cluster.profile(folder / "ray.yaml"))
+
+
+@pytest.fixture(scope="module")
+def going(files: Files) -> str:
+    """A run that was submitted and left, and goes on for as long as the tests do."""
+    command = files.shoal("run", files.job, "--run-id", GOING, "--detach", *LONG)
+    assert command.end() == 0, command.said
+    assert "and leave      shoal stop going-1 --on " in command.said
+    return GOING
+
+
+def test_a_run_is_followed_as_if_it_ran_here(files: Files, going: str) -> None:
+    """Beside another one on the same cluster, which it does not disturb."""
+    command = files.shoal("run", files.job, "--run-id", "short-1", "--set", "train.max_steps=3", "--json")
+    assert command.end(240) == 0, command.said
+    for part in (
+        "planning",
+        "submitting",
+        "is job short-1 on http",
+        "worker up (process",
+        "step 3/3  loss",
+        "export passed",
+    ):
+        assert part in command.said
+    assert "Running entrypoint" not in command.said and '"kind"' not in command.said
+    assert command.json["state"] == "finished" and command.json["run"] == "short-1"
+    assert json.loads(files.cluster.storage.read(files.run_folder("short-1").result))["loss"] == command.json["loss"]
+    job = files.job_of("short-1")
+    assert job["status"] == "SUCCEEDED" and job["metadata"]["folder"] == "s3://shoal/runs/short-1"
+    assert job["runtime_env"].get("working_dir") is None
+    assert files.job_of(going)["status"] == "RUNNING"
+
+
+def test_no_secret_is_told_anywhere(files: Files, going: str) -> None:
+    secrets = secret_values(files.cluster.environment)
+    assert len(secrets) == 3
+    files.shoal("logs", going).end()
+    storage = files.cluster.storage
+    told = [json.dumps(files.cluster.ask("/api/jobs/"))]
+    told += [
+        files.cluster.ask(f"/api/jobs/{row['submission_id']}/logs")["logs"] for row in files.cluster.ask("/api/jobs/")
+    ]
+    told += [
+        storage.read(one.url).decode(errors="replace") for one in storage.list("s3://shoal/runs/**") if one.size < 10**6
+    ]
+    told += [path.read_text(errors="replace") for path in files.cluster.folder.rglob("*.json")]
+    assert any(KEY in text and SECRET in text for text in told), "the names are there"
+    assert not [text[:200] for text in told for secret in secrets if secret in text]
+
+
+def test_a_run_without_room_says_what_is_free_and_gives_up(files: Files, going: str) -> None:
+    path = files.folder / "wide.yaml"
+    on = files.cluster.profile(path, workers=2, wait_s=3, resources_per_worker={"cpu": 2})
+    command = files.cluster.shoal(files.folder / "wide", "run", files.job, "--run-id", "wide-1", "--on", on)
+    assert command.end() == 5, command.said
+    assert "waiting 3 s for room" in command.said
+    assert "error: workers: no room for 3 s for 2 workers of 2 CPU each (pack): free are " in command.said
+    assert "of 4 CPU" in command.said
+    assert files.job_of(going)["status"] == "RUNNING"
+
+
+def test_who_watches_may_go_and_come_back(files: Files, going: str) -> None:
+    watching = files.shoal("logs", going, "--follow")
+    watching.until("loss", 180)
+    watching.process.kill()
+    assert watching.end() == -9
+    again = files.shoal("logs", going[:6], "--follow")
+    again.until("planning")
+    again.until("worker up (process")
+    again.until("checkpoint of step 40 ", 180)
+    again.process.send_signal(signal.SIGTERM)
+    assert again.end() == 143, again.said
+    assert f"detached: {going} goes on; watch it with  shoal logs {going} --follow" in again.said
+    listed = files.shoal("runs")
+    assert listed.end() == 0 and "running" in listed.said
+    assert files.job_of(going)["status"] == "RUNNING"
+
+
+def test_ctrl_c_at_a_terminal_asks(files: Files, going: str) -> None:
+    """First `c`, then a second Ctrl-C at the question, which detaches."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "shoal", "logs", going, "--follow", "--on", files.on]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=files.cluster.environment, start_new_session=True
+    )
+    os.close(theirs)
+    said = ""
+
+    def until(text: str) -> None:
+        nonlocal said
+        deadline = time.monotonic() + 120
+        while text not in said:
+            assert time.monotonic() < deadline, said
+            said += os.read(ours, 65536).decode(errors="replace")
+        said = said.rpartition(text)[2]
+
+    until("training")
+    process.send_signal(signal.SIGINT)
+    until("[d/s/c]")
+    os.write(ours, b"c\n")
+    until("training")
+    process.send_signal(signal.SIGINT)
+    until("[d/s/c]")
+    process.send_signal(signal.SIGINT)
+    until("detached")
+    assert process.wait(60) == 130
+    os.close(ours)
+    assert files.job_of(going)["status"] == "RUNNING"
+
+
+def test_a_stopped_run_has_its_step_saved_and_goes_on(files: Files, going: str) -> None:
+    watching = files.shoal("logs", going, "--follow")
+    watching.until("step")
+    stopped = files.shoal("stop", going)
+    assert stopped.end() == 0, stopped.said
+    assert "it was asked to finish its step, save and leave" in stopped.said
+    assert f"it has left; go on with  shoal resume {going} --on " in stopped.said
+    assert watching.end() == 130, watching.said
+    assert "asks to stop: this step is finished and saved first" in watching.said
+    assert "stopped; go on with" in watching.said
+    saved = max(
+        int(url.url.split("/")[-2])
+        for url in files.cluster.storage.list(f"s3://shoal/runs/{going}/checkpoints/*/manifest.json")
+    )
+
+    nobody = files.shoal("stop", going)
+    assert nobody.end() == 5 and "is not running: nobody is there to stop" in nobody.said
+
+    resumed = files.shoal("resume", going)
+    resumed.until(f"{going} is job {going}.2 on ")
+    first = resumed.until("step ", 180)
+    while "loss" not in first:
+        first = resumed.until("step ", 180)
+    assert int(first.split("step ")[1].split("/")[0]) > saved
+    twice = files.shoal("resume", going)
+    assert twice.end() == 5 and f"{going}: runs already on http" in twice.said
+
+    resumed.process.kill()  # the client: the run does not mind
+    resumed.end()
+    again = files.shoal("logs", going, "--follow")
+    again.until("checkpoint of step ", 180)
+    driver = _driver(going)
+    driver.kill()
+    assert again.end() == 137, again.said
+    assert f"go on with  shoal resume {going} --on " in again.said
+
+    last = files.shoal("resume", going, "--json")
+    last.until(f"is job {going}.3 on ")
+    last.until("loss ", 180)
+    assert files.shoal("stop", going).end() == 0
+    assert last.end() == 130
+    assert last.json["state"] == "stopped" and last.json["step"] > saved
+
+
+def _driver(run_id: str) -> psutil.Process:
+    """The newest process that drives this run on the cluster."""
+    found = [
+        one
+        for one in psutil.process_iter(["cmdline", "create_time"])
+        if {"resume", run_id, "--events"} <= set(one.info["cmdline"] or [])
+    ]
+    return max(found, key=lambda one: one.info["create_time"])
+
+
+def test_ray_job_submit_by_hand_works_too(files: Files, cluster: Head) -> None:
+    """From a folder with both files, which Ray ships; it needs `ray[default]` where it is typed."""
+    folder = files.folder / "by-hand"
+    folder.mkdir()
+    inside = yaml.safe_load(Path(files.on).read_text()) | {"address": "auto"}
+    (folder / "ray.yaml").write_text(yaml.safe_dump(inside))
+    (folder / "job.yaml").write_text(Path(files.job).read_text())
+    program = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster.address]
+    program += ["--working-dir", str(folder), "--submission-id", "by-hand", "--"]
+    program += [sys.executable, "-m", "shoal", "run", "job.yaml", "--on", "ray.yaml", "--set", "train.max_steps=2"]
+    there = {**cluster.environment, "PYTHONPATH": str(Path(sys.prefix) / "dashboard")}
+    done = subprocess.run(program, env=there, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 2/2  loss" in done.stdout and "export passed" in done.stdout
+
+
+MISTAKES = [
+    (
+        {"address": "http://127.0.0.1:1"},
+        {},
+        5,
+        "address: http://127.0.0.1:1 does not answer: connection refused; is the head",
+    ),
+    ({"address": "https://127.0.0.1:{port}"}, {}, 5, "cannot be trusted or speaks no TLS"),
+    ({}, {"RAY_AUTH_TOKEN": "0" * 48}, 5, "does not accept the one of RAY_AUTH_TOKEN"),
+    ({"token": "env:OTHER"}, {"OTHER": "1" * 48}, 5, "does not accept the one of env:OTHER"),
+    ({}, {"RAY_AUTH_TOKEN": ""}, 5, "asks for a token, and none was given"),
+    ({"token": "file:nowhere"}, {}, 2, "token: nowhere cannot be read"),
+    ({"resources_per_worker": {"gpu": 1}}, {}, 5, "gpu: 1, and no node of the cluster has a GPU"),
+    (
+        {"resources_per_worker": {"gpu": 1, "accelerator_type": "H100"}},
+        {},
+        5,
+        "H100, and no node of the cluster has that",
+    ),
+    ({"workers": 5}, {}, 5, "workers: 5, and the cluster can never have more than 4 of 1 CPU each"),
+    ({"storage": {"runs": "runs", "prepared": "prepared"}}, {}, 2, "storage.runs: runs is a folder of each node"),
+    ({"storage": {"s3": {"server": "embedded"}}}, {}, 2, "embedded listens on this machine alone"),
+]
+
+
+@pytest.mark.parametrize(("changes", "environment", "status", "said"), MISTAKES)
+def test_a_mistake_is_told_before_anything_is_submitted(
+    files: Files, tmp_path: Path, changes: dict[str, Any], environment: dict[str, str], status: int, said: str
+) -> None:
+    jobs = len(files.cluster.ask("/api/jobs/"))
+    port = files.cluster.address.rpartition(":")[2]
+    given = {name: value.format(port=port) if name == "address" else value for name, value in changes.items()}
+    on = files.cluster.profile(tmp_path / "wrong.yaml", **given)
+    command = Command(
+        ["run", files.job, "--on", on], tmp_path, environment={**files.cluster.environment, **environment}
+    )
+    assert command.end() == status, command.said
+    errors = [line for line in command.said.splitlines() if line.startswith("error: ")]
+    assert any(said in line for line in errors), command.said
+    assert "Traceback" not in command.said
+    assert len(files.cluster.ask("/api/jobs/")) == jobs
