@@ -18,12 +18,16 @@ import yaml
 from jobs import job
 
 from shoal.cli.relay import Relay, outcome_of
+from shoal.cli.runs import survey
 from shoal.errors import ClusterError, SpecError
 from shoal.record.ledger import PARTS
+from shoal.runs import RunFolder
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.load import load_profile
+from shoal.storage import Storage
 from shoal.submit.dashboard import Dashboard, Job, Node
 from shoal.submit.follow import Lines, event_of, status_of
+from shoal.submit.found import find, submission_url
 from shoal.submit.package import Package, package
 from shoal.submit.place import Place, asked, place_problems, ray_problems, room_problems
 from shoal.submit.submission import JOB, PROFILE, RUN, request
@@ -253,3 +257,12 @@ def test_a_profile_that_says_it_wrongly(changes: dict[str, Any], said: str, tmp_
     with pytest.raises(SpecError) as caught:
         load_profile(path)
     assert said in str(caught.value) and "very-secret-token" not in str(caught.value)
+
+
+def test_a_run_that_was_submitted_is_listed_before_it_has_a_plan(tmp_path: Path) -> None:
+    folder = RunFolder(Storage(), str(tmp_path / "tiny-1"))
+    folder.storage.write(submission_url(folder), b"{}")
+    assert [(one.id, one.state) for one in survey(folder.storage, str(tmp_path))] == [("tiny-1", "submitted")]
+    assert find("tin", folder.storage, str(tmp_path), None).in_store
+    folder.storage.write(folder.plan, b"{}")
+    assert [(one.id, one.state) for one in survey(folder.storage, str(tmp_path))] == [("tiny-1", "started")]

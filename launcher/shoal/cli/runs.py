@@ -32,7 +32,7 @@ class Standing:
     id: str
     folder: str
     state: str
-    """finished, running, stopped (it has a checkpoint), or started (it has none)."""
+    """finished, running, stopped (it has a checkpoint), started (it has none), or submitted (its driver has no plan yet)."""
     step: int | None
     """Of the result, or of the newest checkpoint."""
     loss: float | None
@@ -95,7 +95,7 @@ def runs(
 
 def survey(storage: "Storage", runs_url: str) -> list[Standing]:
     """All runs, sweeps and trials, newest first, from one listing and a short read of each."""
-    from shoal.runs import TRIAL_ID, list_runs, made_order
+    from shoal.runs import TRIAL_ID, RunFolder, list_runs, made_order
     from shoal.storage import join
     from shoal.tune.folder import list_sweeps
 
@@ -106,6 +106,12 @@ def survey(storage: "Storage", runs_url: str) -> list[Standing]:
         one = standing(folder, [one for one in objects if one.url.startswith(f"{folder.url}/")])
         match = TRIAL_ID.fullmatch(folder.id)
         found.append(replace(one, sweep=match["sweep"] if match and match["sweep"] in sweeps else None))
+    begun = {one.id for one in found}
+    for url in (one.url for one in objects if one.url.endswith("/submission.json")):
+        folder = RunFolder(storage, url.removesuffix("/submission.json"))
+        if folder.id not in begun:
+            own = [one for one in objects if one.url.startswith(f"{folder.url}/")]
+            found.append(replace(standing(folder, own), state="submitted"))
     for sweep in sweeps.values():
         own = sum(one.size for one in objects if one.url.startswith(f"{sweep.url}/"))
         found.append(sweep_standing(sweep, own, [one for one in found if one.sweep == sweep.id]))
