@@ -15,7 +15,9 @@ from shoal.spec.starter import Answers, starting_job
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
-PROFILES = sorted((ROOT / "cluster").glob("*.yaml"))
+LAUNCHED = {"ray-aws", "ray-gcp"}
+"""Files of Ray's own cluster launcher, beside the profiles."""
+PROFILES = sorted(file for file in (ROOT / "cluster").glob("*.yaml") if file.stem not in LAUNCHED)
 LEAST = "name: tiny\nmodel: {base: some/model}\ndata: {train: rows.jsonl}\n"
 AWS_KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
 HUB_TOKEN = "hf_" + "abcdefghijklmnopqrstuvwxyzABCD"
