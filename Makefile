@@ -44,6 +44,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/launch.py
+	$(BIN)/python benchmarks/submit.py
 	$(BIN)/python benchmarks/save.py
 	$(BIN)/python benchmarks/faults.py
 

@@ -103,8 +103,13 @@ class Head:
 
 
 @contextmanager
-def head(s3: S3Spec, folder: Path, model: Path, cpus: int = 2, **environment: str) -> Iterator[Head]:
-    """A cluster that is up, its store filled with the tiny model and rows; everything gone afterwards."""
+def head(
+    s3: S3Spec, folder: Path, model: Path, cpus: int = 2, path: Path = DASHBOARD, **environment: str
+) -> Iterator[Head]:
+    """A cluster that is up, its store filled with the tiny model and rows; everything gone afterwards.
+
+    `path`: where its Python looks first of all.
+    """
     assert (DASHBOARD / "aiohttp_cors").is_dir(), f"{DASHBOARD} is missing: `make env` makes it"
     kept = connection(s3)
     keys = {KEY: kept.access_key, SECRET: kept.secret_key}
@@ -122,7 +127,11 @@ def head(s3: S3Spec, folder: Path, model: Path, cpus: int = 2, **environment: st
     command += [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
     command += ["--dashboard-host=127.0.0.1", f"--num-cpus={cpus}", "--object-store-memory=100000000"]
     command += [f"--temp-dir={short}", "--min-worker-port=0", "--max-worker-port=0"]
-    there = {**own, "PYTHONPATH": str(DASHBOARD), "HOME": str(_home(folder / "head"))}
+    there = {
+        **own,
+        "PYTHONPATH": os.pathsep.join({str(path): None, str(DASHBOARD): None}),
+        "HOME": str(_home(folder / "head")),
+    }
     process = spawn(command, folder / "head.log", there)
     address = f"http://127.0.0.1:{ports[1]}"
     try:
