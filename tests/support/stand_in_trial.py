@@ -22,10 +22,10 @@ from shoal.train.world import Directive, Report, Result, World
 STEPS, EVERY, TOKENS = 16, 4, 100
 """Of a whole trial; steps between evaluations; tokens of a step."""
 BEST_RATE = 4e-3
-STEP_S = 0.05
+STEP_S, SLOW_STEP_S = 0.05, 0.4
 
-WELL, DIES, TOO_LARGE, MUCH_TOO_LARGE, BREAKS = 1, 2, 3, 4, 5
-"""Kinds of trials, as their train.seed: one worker dies once; memory for half the micro-batch; for none; a bug of ours."""
+WELL, DIES, TOO_LARGE, MUCH_TOO_LARGE, BREAKS, SLOW = 1, 2, 3, 4, 5, 6
+"""Kinds of trials, as their train.seed: a worker dies once; memory for half the micro-batch; for none; a bug; slow."""
 
 
 def loss(learning_rate: float, step: int) -> float:
@@ -53,7 +53,7 @@ def steps_through(plan: Plan, world: World, report: Report) -> Result:
         export=None, gate=None, answers=[],
     )  # fmt: skip
     for step in range(first + 1, STEPS + 1):
-        time.sleep(STEP_S)
+        time.sleep(SLOW_STEP_S if kind == SLOW else STEP_S)
         tokens += TOKENS
         if kind == DIES and step == EVERY + 2:
             _die_once(plan)
