@@ -193,7 +193,13 @@ class Engine:
     def _clip(self, *_: object) -> None:
         """Before AdamW moves anything: a gradient that is no number goes, and AdamW leaves alone what has none."""
         limit = self._engine.gradient_clipping() or float("inf")
-        self._norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit))
+        gradients = [one.grad for one in self._parameters.values() if one.grad is not None]
+        # In double precision, as under ZeRO: summed in floats, the squares of millions of numbers are off by 1e-4, which
+        # every clipped step would carry on.
+        norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
+        torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), limit, norm.float())
+        self._norm = float(norm)
         if not math.isfinite(self._norm):
             self._engine.zero_grad()
 
