@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def render(
-    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="The job file: what to learn.")] = None,
+    job: Annotated[str | None, typer.Argument(metavar="JOB", help="The job file: what to learn.")] = None,
     on: On = None,
     set_: Set = None,
     run_id: RunId = None,
