@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -200,6 +201,28 @@ def test_all_that_comes_of_tasks_comes_out_and_their_answers_as_well(ray_up) -> 
     assert sorted(backend.map(doubles, range(10, 60))) == sorted([*range(10, 60), *range(20, 120, 2)])
     with pytest.raises(ModelError, match="number: is negative"):
         list(backend.map(doubles, [1, -1]))
+
+
+ASKED_TO_LEAVE = """
+import os, signal, time
+from shoal.backends.ray_local import RayLocal
+from shoal.spec.cluster import ClusterProfile
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
+backend = RayLocal(ClusterProfile(kind="local"))
+backend.start()
+backend.up.result()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(4)
+print(*heard)
+backend.close()
+"""
+
+
+def test_a_driver_that_is_asked_to_leave_has_all_the_time_that_it_needs() -> None:
+    """Ray's own handler of SIGTERM prints a trace, and aborts the process 3 s later."""
+    done = subprocess.run([sys.executable, "-c", ASKED_TO_LEAVE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "SIGTERM", "")
 
 
 def waits(plan: Plan, world: World, report: Report) -> Result:

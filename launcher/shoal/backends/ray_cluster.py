@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import signal
 import socket
 import time
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from shoal.backends import OnEvent
 from shoal.backends.group import bundle, strategy
 from shoal.backends.ray_train import RayTrain, set_environment
+from shoal.backends.signals import kept
 from shoal.errors import ClusterError, Problem
 
 if TYPE_CHECKING:
@@ -38,13 +40,14 @@ class RayCluster(RayTrain):
 
         _require_listener(self.profile.address)
         try:
-            context = ray.init(
-                address=self.profile.address,
-                ignore_reinit_error=True,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                namespace="shoal",
-            )
+            with kept(signal.SIGTERM):  # Ray's handler aborts the process 3 s after the signal
+                context = ray.init(
+                    address=self.profile.address,
+                    ignore_reinit_error=True,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    namespace="shoal",
+                )
         except (RuntimeError, OSError, ValueError) as error:
             raise ClusterError(_refused(self.profile.address, error)) from error
         _require_versions()

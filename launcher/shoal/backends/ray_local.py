@@ -3,10 +3,12 @@
 import logging
 import math
 import os
+import signal
 from typing import TYPE_CHECKING, cast
 
 from shoal.backends import OnEvent
 from shoal.backends.ray_train import RayTrain, set_environment
+from shoal.backends.signals import kept
 from shoal.errors import ClusterError, Problem
 
 if TYPE_CHECKING:
@@ -25,16 +27,17 @@ class RayLocal(RayTrain):
         resources = self.profile.resources_per_worker
         cpus = max(os.cpu_count() or 1, math.ceil(self.profile.max_workers * resources.cpu))
         try:
-            context = ray.init(
-                address="local",
-                ignore_reinit_error=True,  # one embedded Ray serves every run of this process
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=200_000_000,  # bytes; events and summaries only
-                namespace="shoal",
-            )
+            with kept(signal.SIGTERM):  # Ray's handler aborts the process 3 s after the signal
+                context = ray.init(
+                    address="local",
+                    ignore_reinit_error=True,  # one embedded Ray serves every run of this process
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=200_000_000,  # bytes; events and summaries only
+                    namespace="shoal",
+                )
         except (RuntimeError, OSError, ValueError) as error:
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             fix = "its logs are in /tmp/ray/session_latest/logs; `--on inline` does without Ray"
