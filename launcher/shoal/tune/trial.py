@@ -86,6 +86,7 @@ class TrialActor(tune.Trainable):
             self.is_announced = True
             own = {"trial": self.number, "run": self.known.trial.run, "params": self.known.trial.params}
             self.events.append({"kind": "trial", **own})
+            self._tell()
         if self.earlier:
             return self._result(self.earlier.popleft())
         if self.known.end is not None:
