@@ -69,10 +69,12 @@ class Sitting:
     _logging_steps: int = 1
     _layout_of_one_row: bool = False
 
-    def start(self) -> None:
+    def __post_init__(self) -> None:
         if self.after is not None:
             self.step, self.tokens = self.after.step, self.after.tokens
-        self._seen = {0: 0, self.step: self.tokens}
+        self._seen[self.step] = self.tokens
+
+    def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name=self.run_id, daemon=True)
         self._thread.start()
 
@@ -144,11 +146,11 @@ class Sitting:
             self.tell(event)
 
     def _count(self, step: int, tokens: int) -> None:
-        """A resumed run does steps again that were counted before."""
-        before = step - 1 if step - 1 in self._seen else max((one for one in self._seen if one < step), default=0)
-        self._seen[step] = self._seen.get(before, 0) + tokens
+        """A resumed run does steps again that were counted before, and leaves out those between the last point and its
+        checkpoint: steps are about alike."""
         if step > self.step:
-            self.step, self.tokens = step, self._seen[step]
+            self.step, self.tokens = step, self.tokens + tokens * (step - self.step)
+            self._seen[step] = self.tokens
 
     def _point(self, step: int, value: float) -> None:
         if step > (self.after.step if self.after else 0):

@@ -128,7 +128,7 @@ def _drive(
     concurrent = _concurrent(plan, profile, each, backend)
     scratch = tempfile.mkdtemp(prefix="shoal-sweep-")
     try:
-        tuning = RAY.submit(
+        tuning = backend.fit = RAY.submit(
             _tune, plan, folder, each, made, earlier, backend.entry, concurrent, scratch, on_event, stop
         )
         while not wait_for([tuning], timeout=WAIT_S).done:

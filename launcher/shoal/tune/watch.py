@@ -70,6 +70,8 @@ class Watch(Callback):
         if "left" in result:
             if self.leaving == BUDGET:
                 self._end(replace(end, state="stopped", why=BUDGET))
+            elif not self.leaving:
+                self.tell({"kind": "failure", "trial": end.number, "message": f"left, and can go on: {end.why}"})
             return
         if "told" not in result:
             end = replace(end, state="stopped", why=self._why(end))
