@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import tiny
 from hosts import missing, until
-from ray_hosts import RayHosts, ray_hosts
+from ray_hosts import RAY_PORT, RayHosts, ray_hosts
 from trajectories import uneven_epochs
 from trials import Hurt, Ran, Trial, Trials
 
@@ -36,6 +36,16 @@ SAVES_HIT = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.9)
 STORE_AWAY_S = 60.0
 GRACE_S = 20.0
 CLOSE = 1e-4
+DRAIN = """
+import time, ray
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
+ray.init(address="{address}", log_to_driver=False)
+(node,) = [one["NodeID"] for one in ray.nodes() if one["Alive"] and one["NodeManagerAddress"] == "{node}"]
+reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+accepted, why = GcsClient(address="{address}").drain_node(node, reason, "spot", int(1000 * (time.time() + {grace_s})))
+assert accepted, why
+"""
 CACHE = "/tmp/home/.shoal"
 DISK = "300m"
 SOAK_KILLS = 30
@@ -127,6 +137,20 @@ def terminate(trial: Trial) -> None:
     trial.until_again()
 
 
+def drain(trial: Trial) -> None:
+    """The same notice given to Ray, as a Kubernetes pod's preStop does: no new group begins on a node that goes."""
+    trial.until_checkpoint(EVERY)
+    cluster = trial.cluster
+    host = cluster.network["two"]
+    head = f"{cluster.head.address}:{RAY_PORT}"
+    script = DRAIN.format(address=head, node=host.address, grace_s=GRACE_S)
+    cluster.head.run(sys.executable, "-c", script)
+    trial.hurt()
+    time.sleep(GRACE_S)
+    host.power_off()
+    trial.until_again()
+
+
 def kill_during_saves(trial: Trial) -> None:
     for number, delay in enumerate(SAVES_HIT):
         trial.command.until("up (process", 180)
@@ -163,7 +187,8 @@ FAULTS = [
     Fault("host", "power off, a spare node there", power_off, {}, True),
     Fault("store", f"store down for {STORE_AWAY_S:.0f} s", store_away, {}, False),
     Fault("disk", "disk full; submitted again with space where the run ends over it", fill_disk, {}, True),
-    Fault("sigterm", f"SIGTERM, power off {GRACE_S:.0f} s later", terminate, {}, True),
+    Fault("sigterm", f"SIGTERM to the workers of a host, its power off {GRACE_S:.0f} s later", terminate, {}, True),
+    Fault("drain", f"a host's node drained, its power off {GRACE_S:.0f} s later", drain, {}, True),
     Fault(
         "saves", f"kill -9 at {len(SAVES_HIT)} moments of saves", kill_during_saves, {"max_failures": 15}, False, LONG
     ),
