@@ -3,18 +3,15 @@
 import getpass
 import json
 import queue
-import signal
 import socket
-import sys
 import time
 from dataclasses import asdict
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shoal.cli.common import Json, On, Run, console, profile_name, storage_of
-from shoal.cli.interrupts import SIGNALS
+from shoal.cli.leaving import Leaving
 from shoal.cli.relay import outcome_of
 from shoal.display import Display, Lines, display_for, tell_ending
 from shoal.errors import ClusterError, Problem, StorageError
@@ -30,42 +27,6 @@ POLL_S = 0.2
 LOOK_S = 2.0
 """How often the store is asked what is new."""
 ASK = "\nd: detach, the run goes on    s: stop, it saves a checkpoint and leaves    c: go on watching    [d/s/c] "
-
-
-class Leaving:
-    """Ctrl-C and SIGTERM for a command that only watches: they never touch the run by themselves.
-
-    Before there is anything to watch, a signal leaves at once. Afterwards the first is for `asked`; a second leaves.
-    """
-
-    def __init__(self) -> None:
-        self.watching = False
-        self.asked = False
-        self._number = signal.SIGINT
-        self._before: dict[int, Any] = {}
-
-    @property
-    def status(self) -> int:
-        return 128 + self._number
-
-    @property
-    def may_ask(self) -> bool:
-        """Whether somebody sits there: Ctrl-C at a terminal. Without one, and on SIGTERM, a watcher detaches."""
-        return self._number == signal.SIGINT and sys.stdin.isatty() and sys.stderr.isatty()
-
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._number = signal.Signals(number)
-        if self.asked or not self.watching:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 def logs(
@@ -180,7 +141,7 @@ def follow(
         typer.echo(line, err=True)
     status = status_of(job)
     if status and outcome is None and not errors:
-        _tell_death(run_id, job, status, options)
+        _tell_death(run_id, job, status, profile, options)
     if status:
         raise typer.Exit(status)
 
@@ -243,10 +204,20 @@ def _tell(outcome: "Event", profile: "ClusterProfile", options: str, as_json: bo
     tell_ending(console(), plan, result, options, ledger)
 
 
-def _tell_death(run_id: str, job: "Job", status: int, options: str) -> None:
+def _tell_death(run_id: str, job: "Job", status: int, profile: "ClusterProfile", options: str) -> None:
+    """Of a driver that could say nothing itself."""
+    from shoal.runs import RunFolder
+    from shoal.storage import absolute, join
+
     last = next((line.strip() for line in reversed(job.message.splitlines()) if line.strip()), "")
     what = f"job {job.id} {job.status.lower()} with status {status}" + (f": {last[:300]}" if last else "")
-    typer.echo(f"{run_id}: {what}; go on with  shoal resume {run_id}{options}", err=True)
+    try:
+        with storage_of(profile) as storage:
+            began = storage.exists(RunFolder(storage, join(absolute(profile.storage.runs), run_id)).plan)
+    except StorageError:
+        began = True  # as far as one can see from here
+    then = f"go on with  shoal resume {run_id}{options}" if began else f"run it again with  --run-id {run_id}"
+    typer.echo(f"{run_id}: {what}; {then}", err=True)
 
 
 def _print_log(dashboard: Dashboard, job: "Job") -> None:

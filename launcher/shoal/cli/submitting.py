@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from shoal.cli.common import console, storage_of
-from shoal.cli.following import Leaving, follow
+from shoal.cli.following import follow
+from shoal.cli.leaving import Leaving
 from shoal.display import Display, display_for, size
 from shoal.errors import SpecError, StorageError
 from shoal.submit.dashboard import Dashboard
@@ -61,7 +62,7 @@ def _require_unfinished(found: "Found") -> None:
         raise SpecError(Problem(found.id, "is finished: there is nothing to resume", fix))
     if found.in_store and not found.folder.storage.exists(found.folder.plan):
         what = "never began to train: there is nothing to go on from"
-        raise SpecError(Problem(found.id, what, f"run its job again; `shoal logs {found.id}` says what became of it"))
+        raise SpecError(Problem(found.id, what, f"run its job again with --run-id {found.id}"))
 
 
 def _hand_over(

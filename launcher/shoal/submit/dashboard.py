@@ -77,9 +77,6 @@ class Dashboard:
             raise ClusterError(self._no_dashboard("it says nothing of a Ray version"))
         return found
 
-    def python_version(self) -> str | None:
-        return self._json("GET", "/api/v0/cluster_metadata")["data"].get("pythonVersion")
-
     def nodes(self) -> list[Node]:
         """Those that are alive."""
         rows = self._json("GET", "/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
