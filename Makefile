@@ -51,7 +51,7 @@ bench: $(STAMP)
 env: $(STAMP)
 
 # torch goes first, by itself: a CPU build that pip is pointed at (TORCH_ARGS, pip.conf) is then kept by what follows.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tests/support/dashboard.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q -c constraints.txt $(TORCH_ARGS) $(TORCH)
