@@ -201,9 +201,11 @@ def _tune(
     suggests = search.search(spec, _suggested(earlier), concurrent)
     price = (each.price_per_worker_hour or 0.0) * each.max_workers
     watch = Watch(spec, folder, post, suggests, price, on_event, stop)
-    actor = type("TrialActor", (TrialActor,), {"shared": Shared(plan, each, name, entry)})
+    seat = _seat(concurrent)
+    given = {"shared": Shared(plan, each, name, entry), "default_resource_request": classmethod(lambda *_: seat)}
+    actor = type("TrialActor", (TrialActor,), given)
     tuner = tune.Tuner(
-        tune.with_resources(actor, _seat(concurrent)),
+        actor,
         param_space=search.space(spec),
         tune_config=tune.TuneConfig(
             metric=search.METRIC,
