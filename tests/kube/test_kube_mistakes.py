@@ -248,8 +248,8 @@ def test_a_profile_of_another_kind_is_told_what_manifests_are_for(tmp_path: Path
     assert any("manifests are for kuberay" in str(problem) for problem in found)
 
 
-def test_a_run_on_it_says_plainly_that_applying_is_not_built():
-    with pytest.raises(ClusterError, match=r"not applied yet.*shoal render"):
+def test_what_is_not_done_there_is_said_plainly():
+    with pytest.raises(ClusterError, match=r"kuberay makes its cluster for one run.*shoal render"):
         backend_for(load_profile(ROOT / "cluster" / "kuberay.yaml"))
 
 

@@ -35,6 +35,7 @@ MAY_USE: dict[str, frozenset[str]] = {
     "models": frozenset({"errors", "hub", "plan", "storage"}),
     "plan": frozenset({"errors", "spec", "storage", "facts"}),
     "kube": frozenset({"errors", "spec", "plan"}),
+    "kuberay": frozenset({"errors", "spec", "kube", "submit"}),
     "submit": FOUNDATION | {"lease", "train"},
     "rows": frozenset({"errors", "spec", "storage", "plan"}),
     "facts": frozenset({"errors", "spec", "storage", "plan", "runs", "hub", "rows", "data"}),

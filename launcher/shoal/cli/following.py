@@ -16,6 +16,7 @@ from shoal.cli.relay import outcome_of
 from shoal.display import Display, Lines, display_for, tell_ending
 from shoal.errors import ClusterError, Problem, StorageError
 from shoal.submit.dashboard import Dashboard
+from shoal.submit.jobs import Jobs
 
 if TYPE_CHECKING:
     from shoal.spec.cluster import ClusterProfile
@@ -48,16 +49,16 @@ def logs(
 
     profile = load_profile(profile_name(on))
     options = f" --on {on}" if on else ""
-    dashboard = Dashboard(profile.address, profile.token) if profile.submits else None
+    dashboard = _jobs_of(profile)
     with Leaving() as leaving, storage_of(profile) as storage:
         try:
             found = find(run, storage, profile.storage.runs, dashboard)
-            if follow_ and dashboard is not None and found.job is not None:
-                follow(
-                    found.id, found.job.id, profile, dashboard, display_for(console(as_json)), leaving, options, as_json
-                )
-            elif dashboard is not None and found.job is not None:
-                _print_log(dashboard, found.job)
+            job, runs = found.job, _runs(dashboard, found)
+            said = "" if dashboard is None or job is None or (follow_ and runs) else dashboard.log(job.id)
+            if follow_ and dashboard is not None and job is not None and (runs or said):
+                follow(found.id, job.id, profile, dashboard, display_for(console(as_json)), leaving, options, as_json)
+            elif said:
+                _print_log(said)
             else:
                 _from_store(found, follow_, leaving)
         except KeyboardInterrupt:
@@ -79,7 +80,7 @@ def stop(
     from shoal.submit.found import ask_to_stop, find
 
     profile = load_profile(profile_name(on))
-    dashboard = Dashboard(profile.address, profile.token) if profile.submits else None
+    dashboard = _jobs_of(profile)
     with storage_of(profile) as storage:
         found = find(run, storage, profile.storage.runs, dashboard)
         typer.echo(f"{found.id}: {ask_to_stop(found, dashboard, _me(), now)}")
@@ -91,7 +92,16 @@ def stop(
     typer.echo(f"it has left{kept}")
 
 
-def _runs(dashboard: Dashboard | None, found: "Found") -> bool:
+def _jobs_of(profile: "ClusterProfile") -> Jobs | None:
+    """Who runs the drivers of a place that is seen from outside; None where they are processes like this one."""
+    if profile.kind == "kuberay":
+        from shoal.kuberay.watch import RayJobs
+
+        return RayJobs.of(profile)
+    return Dashboard(profile.address, profile.token) if profile.submits else None
+
+
+def _runs(dashboard: Jobs | None, found: "Found") -> bool:
     if dashboard is None or found.job is None:
         return False
     job = dashboard.job(found.job.id)
@@ -102,7 +112,7 @@ def follow(
     run_id: str,
     job_id: str,
     profile: "ClusterProfile",
-    dashboard: Dashboard,
+    dashboard: Jobs,
     display: Display,
     leaving: Leaving,
     options: str,
@@ -152,7 +162,7 @@ def _shown(event: "Event") -> "Event":
 
 
 def _decide(
-    run_id: str, profile: "ClusterProfile", dashboard: Dashboard, display: Display, leaving: Leaving, options: str
+    run_id: str, profile: "ClusterProfile", dashboard: Jobs, display: Display, leaving: Leaving, options: str
 ) -> None:
     """After a first signal: detach, stop, or go on watching. Raises: typer.Exit to detach."""
     answer = "d"
@@ -220,7 +230,7 @@ def _tell_death(run_id: str, job: "Job", status: int, profile: "ClusterProfile",
     typer.echo(f"{run_id}: {what}; {then}", err=True)
 
 
-def _print_log(dashboard: Dashboard, job: "Job") -> None:
+def _print_log(said: str) -> None:
     """All that the driver has said so far, each line with its own time."""
     from shoal.submit.follow import event_of
 
@@ -231,7 +241,7 @@ def _print_log(dashboard: Dashboard, job: "Job") -> None:
         return now[0]
 
     display = Lines(console(), clock)
-    for line in dashboard.log(job.id).splitlines():
+    for line in said.splitlines():
         event = event_of(line)
         if event is None:
             continue

@@ -14,6 +14,7 @@ from shoal.errors import Problem, SpecError
 
 if TYPE_CHECKING:
     from shoal.kube.names import Manifest
+    from shoal.spec.job import JobSpec
 
 
 def render(
@@ -71,9 +72,13 @@ def _run(job: str, on: str | None, set_: list[str] | None, run_id: str | None) -
 
     loaded, profile = load_both(job, set_, on)
     named = checked_id(run_id) if run_id else new_run_id(loaded.name, datetime.now(), secrets.token_hex(2))
-    base = loaded.model.base  # a name such as models/mine may be a folder here, or the hub's
-    here = frozenset({base} if "://" not in base and Path(base).expanduser().exists() else ())
-    return run(loaded, profile, named, here)
+    return run(loaded, profile, named, files_here(loaded))
+
+
+def files_here(job: "JobSpec") -> frozenset[str]:
+    """Names in the job that are files of this machine: models/mine may be a folder here, or the hub's."""
+    base = job.model.base
+    return frozenset({base} if "://" not in base and Path(base).expanduser().exists() else ())
 
 
 def _write(made: "list[Manifest]", folder: Path) -> list[str]:

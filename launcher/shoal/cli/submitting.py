@@ -50,11 +50,11 @@ def resume(
 
     with storage_of(profile) as storage:
         found = find(beginning, storage, profile.storage.runs, Dashboard(profile.address, profile.token))
-        _require_unfinished(found)
+        require_unfinished(found)
     _hand_over(found.id, None, profile, on, flags, detach, as_json)
 
 
-def _require_unfinished(found: "Found") -> None:
+def require_unfinished(found: "Found") -> None:
     from shoal.errors import Problem
 
     if found.in_store and found.result() is not None:
@@ -86,7 +86,7 @@ def _hand_over(
             typer.echo("left before anything was submitted", err=True)
             raise typer.Exit(leaving.status) from None
         if detach:
-            _tell_detached(run_id, folder, submitted, options, as_json)
+            tell_detached(run_id, folder, submitted, options, as_json)
             return
         follow(run_id, submitted.id, profile, dashboard, display, leaving, options, as_json)
 
@@ -117,7 +117,7 @@ def _submitted(
     own = package()
     with ThreadPoolExecutor(1, thread_name_prefix="look") as pool:
         looking = pool.submit(examined, dashboard, profile, own, job.model.token if job else None)
-        sees_store = _sees(storage, profile, display)
+        sees_store = sees(storage, profile, display)
         if job is not None and sees_store:
             plan_job(job, profile, storage, run_id)  # mistakes are told before anything is shipped
         place: Place = looking.result()
@@ -134,7 +134,7 @@ def _submitted(
     return submitted, folder.url
 
 
-def _sees(storage: "Storage", profile: "ClusterProfile", display: Display) -> bool:
+def sees(storage: "Storage", profile: "ClusterProfile", display: Display) -> bool:
     """Whether the store can be read from here; where only the cluster reaches it, the driver finds the mistakes."""
     from shoal.storage import join
 
@@ -147,7 +147,7 @@ def _sees(storage: "Storage", profile: "ClusterProfile", display: Display) -> bo
     return True
 
 
-def _tell_detached(run_id: str, folder: str, submitted: "Submitted", options: str, as_json: bool) -> None:
+def tell_detached(run_id: str, folder: str, submitted: "Submitted", options: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"run": run_id, "folder": folder, "submission": asdict(submitted)}, indent=1))
         return

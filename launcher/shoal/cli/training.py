@@ -48,6 +48,13 @@ Detach = Annotated[
     ),
 ]
 
+Keep = Annotated[
+    bool,
+    typer.Option(
+        "--keep", help="On kuberay: take nothing away at the end, not even what a finished run needs no more."
+    ),
+]
+
 
 def plan(job: Job, on: On = None, set_: Set = None, as_json: Json = False) -> None:
     """Say what a run would do, before anything is taken: steps, micro-batches, ZeRO stage, locations.
@@ -74,6 +81,7 @@ def run(
     run_id: RunId = None,
     expect_improvement: Expect = False,
     detach: Detach = False,
+    keep: Keep = False,
     events: Events = False,
     as_json: Json = False,
 ) -> None:
@@ -92,11 +100,16 @@ def run(
         fix = f"use  shoal sweep {job}  or train it once as it is written:  --set sweep=null"
         raise SpecError(Problem(job, "has a `sweep` section: it is trained many times", fix))
 
+    _require_kuberay(keep, profile)
     if profile.submits:
         from shoal.cli import submitting
 
-        flags = ["--expect-improvement"] if expect_improvement else []
-        submitting.run(loaded, profile, on, run_id, flags, detach, as_json)
+        submitting.run(loaded, profile, on, run_id, _flags(expect_improvement), detach, as_json)
+        return
+    if profile.kind == "kuberay":
+        from shoal.cli import kuberay
+
+        kuberay.run(loaded, profile, on, run_id, _flags(expect_improvement), detach, keep, as_json)
         return
     _require_submitting(detach)
 
@@ -113,6 +126,7 @@ def resume(
     on: On = None,
     expect_improvement: Expect = False,
     detach: Detach = False,
+    keep: Keep = False,
     events: Events = False,
     as_json: Json = False,
 ) -> None:
@@ -126,11 +140,16 @@ def resume(
     from shoal.spec.load import load_profile
 
     profile = load_profile(profile_name(on))
+    _require_kuberay(keep, profile)
     if profile.submits:
         from shoal.cli import submitting
 
-        flags = ["--expect-improvement"] if expect_improvement else []
-        submitting.resume(run, profile, on, flags, detach, as_json)
+        submitting.resume(run, profile, on, _flags(expect_improvement), detach, as_json)
+        return
+    if profile.kind == "kuberay":
+        from shoal.cli import kuberay
+
+        kuberay.resume(run, profile, on, _flags(expect_improvement), detach, keep, as_json)
         return
     _require_submitting(detach)
 
@@ -144,6 +163,15 @@ def _require_submitting(detach: bool) -> None:
     if detach:
         fix = "give a profile with  kind: ray  and  address: http://HEAD:8265  (cluster/ray-submit.yaml)"
         raise SpecError(Problem("--detach", "this profile trains in this very process", fix))
+
+
+def _require_kuberay(keep: bool, profile: "ClusterProfile") -> None:
+    if keep and profile.kind != "kuberay":
+        raise SpecError(Problem("--keep", "nothing was applied that could be taken away", "it is for kind: kuberay"))
+
+
+def _flags(expect_improvement: bool) -> list[str]:
+    return ["--expect-improvement"] if expect_improvement else []
 
 
 def _train(

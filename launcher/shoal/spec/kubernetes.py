@@ -168,6 +168,9 @@ class NetworkPolicySpec(Frozen):
 class KubernetesSpec(Frozen):
     """Where and how the pods of a run are made by the KubeRay operator."""
 
+    context: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """Context of the kubeconfig that `shoal run`, `logs`, `stop` and `resume` use; default: the current one, and in a pod its
+    own account."""
     namespace: Label = "shoal"
     """Namespace of everything that is rendered."""
     name: Label = "shoal"

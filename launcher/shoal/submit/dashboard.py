@@ -112,6 +112,9 @@ class Dashboard:
         """SIGTERM to the driver; Ray waits RAY_JOB_STOP_WAIT_TIME_S of its environment before it kills."""
         self._json("POST", f"/api/jobs/{quote(id, safe='')}/stop", b"{}")
 
+    def hold(self, id: str) -> None:
+        """Ray starts no job a second time by itself: there is nothing to prevent."""
+
     def log(self, id: str) -> str:
         """Everything that the driver has said so far."""
         return self._json("GET", f"/api/jobs/{quote(id, safe='')}/logs")["logs"] or ""

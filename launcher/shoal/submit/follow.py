@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from shoal.errors import ClusterError, Problem
-from shoal.submit.dashboard import Dashboard, Job, Unanswered
+from shoal.submit.dashboard import Job, Unanswered
+from shoal.submit.jobs import Jobs
 from shoal.train.world import Event
 
 AGAIN_S = 1.0
@@ -60,7 +61,7 @@ class Lines:
 class Follower:
     """One submission, watched by a thread until it has ended, or until nobody wants to know any more."""
 
-    dashboard: Dashboard
+    dashboard: Jobs
     id: str
     waiting: "queue.Queue[Event | None]" = field(default_factory=queue.Queue)
     error: ClusterError | None = None
@@ -105,7 +106,7 @@ class Follower:
             self.waiting.put(event)
 
 
-def ended(dashboard: Dashboard, id: str, patience: Callable[[], bool]) -> Job:
+def ended(dashboard: Jobs, id: str, patience: Callable[[], bool]) -> Job:
     """The job once Ray has written down how it ended. Raises: ClusterError when the cluster forgot it."""
     while True:
         job = dashboard.job(id)

@@ -8,7 +8,8 @@ from shoal.errors import ClusterError, Problem, StorageError
 from shoal.record.rows import Row, read
 from shoal.runs import RunFolder, find_id, made_order
 from shoal.storage import Storage, absolute, join
-from shoal.submit.dashboard import Dashboard, Job
+from shoal.submit.dashboard import Job
+from shoal.submit.jobs import Jobs
 from shoal.submit.submission import RUN
 
 
@@ -54,7 +55,7 @@ def submitted_ids(storage: Storage, runs_url: str) -> list[str]:
     return [one.url.split("/")[-2] for one in storage.list(join(absolute(runs_url), "*", "submission.json"))]
 
 
-def find(beginning: str, storage: Storage, runs_url: str, dashboard: Dashboard | None) -> Found:
+def find(beginning: str, storage: Storage, runs_url: str, dashboard: Jobs | None) -> Found:
     """The one run whose id begins so, in the store or on the cluster.
 
     Raises: SpecError with the candidates; what the store or the cluster refuses, when neither can be asked.
@@ -80,7 +81,7 @@ def find(beginning: str, storage: Storage, runs_url: str, dashboard: Dashboard |
     return Found(id, folder, id in stored, [job for job in jobs if job.metadata.get(RUN) == id])
 
 
-def ask_to_stop(found: Found, dashboard: Dashboard | None, by: str, now: bool) -> str:
+def ask_to_stop(found: Found, dashboard: Jobs | None, by: str, now: bool) -> str:
     """Ask whoever drives the run to save and leave; what was done, in words. Raises: ClusterError when nobody does.
 
     A driver that holds the run finds a mark beside its lease, and has all the time it needs. One that is still preparing
@@ -90,6 +91,8 @@ def ask_to_stop(found: Found, dashboard: Dashboard | None, by: str, now: bool) -
     driven, job = found.is_driven, found.job
     runs = job is not None and not job.ended
     if driven and not (now and runs):
+        if job is not None and runs and dashboard is not None:
+            dashboard.hold(job.id)
         lease.ask_to_leave(found.folder, by)
         return "it was asked to finish its step, save and leave"
     if job is not None and runs and dashboard is not None:
