@@ -2,93 +2,32 @@
 server that is as strict as the schemas, and plays the operator. No Kubernetes, no operator, no Ray.
 """
 
-import json
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from kube_api import Cluster, Scene, event, pod, serving, unschedulable
+from kube_api import Cluster, Scene
+from kube_scenes import (
+    COMPLETE,
+    FAILED,
+    FIRST,
+    GOOD,
+    RUN,
+    RUNNING,
+    SPEAKS,
+    SPOKEN,
+    STARTING,
+    Tell,
+    event,
+    line,
+    pod,
+    run,
+    unschedulable,
+)
 
-from shoal import cli
 from shoal.cli import following
 from shoal.cli.leaving import Leaving
-from shoal.kuberay import apply, watch
-from shoal.record.ledger import PARTS
-from shoal.submit import follow
-
-ROOT = Path(__file__).parents[2]
-JOB = ROOT / "jobs" / "sft-lora.yaml"
-RUN = "a-run"
-NEW: dict[str, Any] = {}
-STARTING = {"jobDeploymentStatus": "Initializing", "jobId": "a-run-1"}
-RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "jobId": "a-run-1"}
-COMPLETE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED", "jobId": "a-run-1", "message": "Job finished"}
-FAILED = {
-    "jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "jobId": "a-run-1", "reason": "AppFailed",
-    "message": "Job entrypoint command failed with exit code 8, last available logs:\nerror: loss: is not a number",
-}  # fmt: skip
-SPEAKS = [pod(RUN, "head", "Running"), pod(RUN, "worker", "Running"), pod(RUN, "submitter", "Running")]
-SPOKEN = [*SPEAKS[:2], pod(RUN, "submitter", "Succeeded")]
-SUBMITTED = "2026-11-21 21:00:00,000\tINFO cli.py:41 -- Job submission server address: http://a-run-x-head-svc:8265"
-Tell = Callable[..., tuple[int, str, str]]
-
-
-def line(kind: str, **fields: Any) -> str:
-    return json.dumps({"kind": kind, **fields})
-
-
-RESULT = dict.fromkeys(["step", "steps", "tokens", "seconds", "base_loss", "loss", "train_loss", "export", "gate"], 1) | {
-    "state": "finished", "answers": [],
-}  # fmt: skip
-BOOK = {"parts": {part: {"seconds": 1.0} for part in PARTS}, "attempts": 1, "steps": 6, "repeated_steps": 0}
-OUTCOME = line("outcome", run=RUN, folder="s3://shoal/runs/a-run", result=RESULT, ledger=BOOK)
-FIRST = [SUBMITTED, line("note", message="the driver is up")]
-GOOD = [
-    Scene(NEW),
-    Scene(STARTING, pods=[pod(RUN, "head", "Pending"), pod(RUN, "worker", "Pending")]),
-    Scene(RUNNING, pods=SPEAKS, log=FIRST),
-    Scene(log=[*FIRST, "somebody's words"]),
-    Scene(COMPLETE, pods=SPOKEN, log=[*FIRST, "somebody's words", OUTCOME]),
-]  # fmt: skip
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    with serving(Cluster()) as made:
-        yield made
-
-
-@pytest.fixture
-def tell(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tell:
-    """`shoal WORDS --on PROFILE`, its profile changed as is said: (status, stdout, stderr)."""
-    for module, name in ((watch, "POLL_S"), (apply, "POLL_S"), (follow, "AGAIN_S"), (following, "POLL_S")):
-        monkeypatch.setattr(module, name, 0.01)
-    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path / "config")))
-    monkeypatch.setenv("COLUMNS", "600")
-    monkeypatch.chdir(tmp_path)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "SHOAL_PROFILE"):
-        monkeypatch.delenv(name, raising=False)  # so that the store is out of sight from here
-
-    def command(*words: str, profile: str = "kuberay", **changes: Any) -> tuple[int, str, str]:
-        body = yaml.safe_load((ROOT / "cluster" / f"{profile}.yaml").read_text())
-        body["kubernetes"] |= changes.pop("kubernetes", {})
-        Path("p.yaml").write_text(yaml.safe_dump({**body, **changes}))
-        monkeypatch.setattr(sys, "argv", ["shoal", *words, "--on", "p.yaml"])
-        status = cli._status()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err and "a bug of Shoal" not in err
-        return status, out, err
-
-    return command
-
-
-def run(tell: Tell, *words: str, **changes: Any) -> tuple[int, str, str]:
-    return tell("run", str(JOB), "--run-id", RUN, *words, **changes)
+from shoal.kuberay import watch
 
 
 def test_a_run_is_applied_followed_and_cleared_away(cluster: Cluster, tell: Tell) -> None:

@@ -34,7 +34,6 @@ KINDS = {
 }
 TOKEN = "a-token-of-a-person"
 MADE = "2026-11-21T21:00:00Z"
-LATER = "2026-11-21T21:00:05Z"
 _checked: dict[str, list[str]] = {}
 
 
@@ -293,35 +292,3 @@ def serving(cluster: Cluster) -> Iterator[Cluster]:
     finally:
         server.shutdown()
         server.server_close()
-
-
-def pod(run: str, component: str, phase: str, number: int = 0, waiting: Body | None = None, **status: Any) -> Body:
-    """One of a run's pods; `waiting`: why its container does not start."""
-    labels = {
-        "app.kubernetes.io/instance": run, "app.kubernetes.io/part-of": "shoal", "app.kubernetes.io/component": component,
-    }  # fmt: skip
-    about = {
-        "name": f"{run}-x-{component}-{number}",
-        "uid": f"{component}-{number}",
-        "labels": labels,
-        "creationTimestamp": MADE,
-    }
-    container = {
-        "name": "ray",
-        "image": "registry.example.com/shoal:1",
-        "state": {"waiting": waiting} if waiting else {},
-    }
-    return {"metadata": about, "status": {"phase": phase, "containerStatuses": [container], **status}}
-
-
-def unschedulable(why: str) -> Body:
-    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
-    return {"conditions": [condition]}
-
-
-def event(run: str, reason: str, message: str, kind: str = "RayCluster", when: str = LATER) -> Body:
-    about = {"kind": kind, "name": f"{run}-x", "namespace": "shoal"}
-    return {
-        "metadata": {"name": f"{reason}.{uuid.uuid4()}"}, "type": "Warning", "reason": reason, "message": message,
-        "involvedObject": about, "lastTimestamp": when,
-    }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,7 +160,7 @@ def _error(answer: Answer) -> ClusterError:
 def _away(server: str, error: Exception) -> Problem:
     reason: Any = getattr(error, "reason", None) or error
     said = " ".join(str(getattr(reason, "strerror", None) or reason).split())
-    said = said.rpartition(": ")[2] if "object at 0x" in said else said
+    said = re.sub(r".*Failed to establish a new connection: |\[Errno -?\d+\] |.*object at 0x\w+>: ", "", said)
     if "CERTIFICATE" in said.upper() or "SSLError" in said:
         fix = "the kubeconfig's certificate-authority must be that of this server"
         return Problem("kubernetes", f"{server} cannot be trusted: {said[:200]}", fix)

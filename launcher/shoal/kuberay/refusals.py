@@ -78,6 +78,10 @@ def refusal(answer: Answer) -> Problem:
     if answer.status == 409 and (found := CONFLICT.search(message)):
         fix = "take it away (kubectl delete), or give the run another id with --run-id"
         return Problem(answer.what, f"{found['manager']} has made it, and holds what would be changed: {message}", fix)
+    if answer.status in AWAY:
+        return Problem(
+            "kubernetes", f"{answer.server} cannot answer just now ({answer.status}): {message}", "try again"
+        )
     return Problem(answer.what, f"{answer.server} refuses it ({answer.status}): {message}", "")
 
 

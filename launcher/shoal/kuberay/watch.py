@@ -94,9 +94,9 @@ class RayJobs:
         while True:
             try:
                 view = self._look(id)
-            except Unanswered:
+            except Unanswered as error:
                 if time.monotonic() - answered > AWAY_S:
-                    raise
+                    raise ClusterError(*error.problems) from error  # it has been waited for already
                 time.sleep(POLL_S)
                 continue
             answered = now = time.monotonic()
