@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from shoal.errors import ClusterError, Problem
+from shoal.errors import ClusterError, Problem, SpecError
 from shoal.kube.names import PART_OF, RUN_ID, Manifest
 from shoal.kuberay import words
 from shoal.kuberay.api import Api
@@ -52,7 +52,12 @@ class RayJobs:
     @classmethod
     def of(cls, profile: ClusterProfile) -> "RayJobs":
         spec = profile.kubernetes
-        assert spec is not None, "checks come first"
+        if spec is None:
+            raise SpecError(
+                Problem(
+                    "kubernetes", "is missing, and kind: kuberay is made of it", "copy it from cluster/kuberay.yaml"
+                )
+            )
         return cls(Api(spec.namespace, spec.context), profile.wait_s)
 
     @property
