@@ -44,7 +44,7 @@ def tell(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         monkeypatch.setattr(sys, "argv", ["shoal", *words, "--on", "p.yaml"])
         status = cli._status()
         out, err = capsys.readouterr()
-        assert "Traceback" not in out + err and "a bug of Shoal" not in err
+        assert "Traceback" not in out + err and "a bug of Shoal" not in err, out + err
         return status, out, err
 
     return command

@@ -66,8 +66,8 @@ def line(kind: str, **fields: Any) -> str:
     return json.dumps({"kind": kind, **fields})
 
 
-RESULT = dict.fromkeys(["step", "steps", "tokens", "seconds", "base_loss", "loss", "train_loss", "export", "gate"], 1) | {
-    "state": "finished", "answers": [],
+RESULT = dict.fromkeys(["step", "steps", "tokens", "seconds", "base_loss", "loss", "train_loss"], 1) | {
+    "state": "finished", "answers": [], "export": None, "gate": None,
 }  # fmt: skip
 BOOK = {"parts": {part: {"seconds": 1.0} for part in PARTS}, "attempts": 1, "steps": 6, "repeated_steps": 0}
 OUTCOME = line("outcome", run=RUN, folder="s3://shoal/runs/a-run", result=RESULT, ledger=BOOK)

@@ -96,14 +96,14 @@ class Api:
         return answer
 
     def _patch(self, kind: str, name: str, form: str, query: dict[str, str], body: Manifest) -> Manifest:
-        answer = self._ask("PATCH", kind, name, query, json.dumps(body), form)
+        answer = self._ask("PATCH", kind, name, query, body, form)
         if isinstance(answer, Answer):
             raise _error(answer)
         return json.loads(answer)
 
     def _ask(
         self, method: str, kind: str, name: str, query: Mapping[str, str] | None = None,
-        body: str | None = None, form: str = "application/json",
+        body: Manifest | None = None, form: str = "application/json",
     ) -> str | Answer:  # fmt: skip
         """The answer's text, or the refusal. Raises: Unanswered when nobody answers, at least just now."""
         import urllib3.exceptions
