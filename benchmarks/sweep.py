@@ -49,7 +49,7 @@ def materials() -> tuple[Path, Path]:
     model = tiny.llama(BENCH / "tiny" / "llama", tiny.tokenizer(BENCH / "tiny" / "tokenizer", tiny.gguf()))
     job = yaml.safe_load((ROOT / "jobs" / "sweep-lr.yaml").read_text())
     job["model"] = {"base": str(model)}
-    job["data"] |= {"train": str(alpaca()), "format": "instruction"}
+    job["data"] |= {"train": str(alpaca()), "format": "instruction", "overlength": "truncate"}
     profile = {
         "kind": "local",
         "workers": AT_ONCE,
