@@ -145,8 +145,8 @@ def test_time_in_kueues_queue_is_no_wait_and_its_reason_is_told(cluster: Cluster
     condition = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": why}
     owner = [{"kind": "RayJob", "name": RUN}]
     workload = {"metadata": {"name": "w", "ownerReferences": owner}, "status": {"conditions": [condition]}}
-    cluster.script = [Scene(held, workloads=[workload]), *[Scene(held)] * 30, *GOOD[2:]]
-    status, out, err = run(tell, profile="kuberay-kueue", wait_s=0.2)
+    cluster.script = [Scene(held, workloads=[workload]), *[Scene(held)] * 3, *GOOD[2:]]
+    status, out, err = run(tell, profile="kuberay-kueue", wait_s=0)
     assert status == 0, out + err
     assert f"Kueue has not admitted it (queue research): {why}" in out
 

@@ -118,6 +118,12 @@ def test_ray_stays_in_backends() -> None:
     assert not wrong, "\n".join(map(str, wrong))
 
 
+def test_kubernetes_client_stays_in_one_module() -> None:
+    found = {one.path for one in ALL if one.module.split(".")[0] == "kubernetes" and one.inside}
+    found |= {f"{one.path}, at the top" for one in ALL if one.module.split(".")[0] == "kubernetes" and not one.inside}
+    assert found == {"kuberay/api.py"}
+
+
 def test_rooms_import_only_what_they_may() -> None:
     wrong = []
     for one in ALL:
@@ -149,6 +155,7 @@ def test_planning_takes_the_types_of_facts_alone_and_facts_the_light_side_of_dat
         "shoal.models, shoal.hub",
         "shoal.kube.render",
         "shoal.cli.submitting, shoal.submit.place, shoal.submit.package",
+        "shoal.cli.kuberay, shoal.kuberay.watch",
         "shoal.cli.sweep, shoal.tune.forecast, shoal.tune.board, shoal.tune.table, shoal.tune.page, shoal.tune.live",
         "shoal.train.world",
     ],

@@ -16,7 +16,7 @@ from shoal.errors import ClusterError, Problem, SpecError
 from shoal.kube.names import PART_OF, RUN_ID, Manifest
 from shoal.kuberay import words
 from shoal.kuberay.api import Api
-from shoal.kuberay.apply import INSTANCE, clear
+from shoal.kuberay.apply import GONE_S, INSTANCE, clear
 from shoal.kuberay.log import Transcript
 from shoal.spec.cluster import ClusterProfile
 from shoal.submit.dashboard import Job, Unanswered
@@ -76,10 +76,13 @@ class RayJobs:
         return None if found is None else job_of(found)
 
     def stop(self, id: str) -> None:
-        """Delete it: its pods' hooks ask the driver to save, for as long as their grace period is."""
+        """Delete it: its pods' hooks ask the driver to save, for as long as their grace period is. Waits for them, a while."""
         if found := self.job(id):
             self.ends[id] = _ended(found, "STOPPED", 143, "")
         clear(self.api, id)
+        deadline = time.monotonic() + GONE_S
+        while self._maybe("Pod", labelSelector=f"{INSTANCE}={id}") and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
     def hold(self, id: str) -> None:
         """Whoever leaves now shall not be started again in another cluster."""
