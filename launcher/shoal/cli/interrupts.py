@@ -35,27 +35,17 @@ class Interrupts:
         """Passes events on, and notices that training begins."""
         if event["kind"] in ("run", "sweep") and "trial" not in event:
             self.run = event[event["kind"]]
-            if threading.current_thread() is threading.main_thread():
-                self._listen()  # Ray is up by now, and has put its own handler of SIGTERM before ours
         self._on_event(event)
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        self._listen()
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _listen(self) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        signal.alarm(
-            0
-        )  # Ray's handler sets one before it calls this: it would abort the process after 3 s, saved or not
         if number == signal.SIGUSR1 and self.stop.is_set():
             return
         self._number = signal.Signals(number)
