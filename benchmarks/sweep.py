@@ -49,6 +49,7 @@ def materials() -> tuple[Path, Path]:
     model = tiny.llama(BENCH / "tiny" / "llama", tiny.tokenizer(BENCH / "tiny" / "tokenizer", tiny.gguf()))
     job = yaml.safe_load((ROOT / "jobs" / "sweep-lr.yaml").read_text())
     job["model"] = {"base": str(model)}
+    job["train"] |= {"max_steps": 48, "eval_steps": 6}
     job["data"] |= {"train": str(alpaca()), "format": "instruction", "overlength": "truncate"}
     profile = {
         "kind": "local",
