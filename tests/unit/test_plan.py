@@ -67,7 +67,7 @@ def job(**sections: Any) -> JobSpec:
     return JobSpec.model_validate(base)
 
 
-def place(workers: int = 2, gpu: int = 0, **more: Any) -> ClusterProfile:
+def place(workers: int = 2, gpu: float = 0, **more: Any) -> ClusterProfile:
     resources = {"gpu": gpu, **more.pop("resources", {})}
     return ClusterProfile.model_validate(
         {"kind": "local", "workers": workers, "resources_per_worker": resources, **more}
@@ -190,6 +190,7 @@ REFUSED = {
     ),
     "length": (job(data={"sequence_length": 4097}), place(), "data.sequence_length"),
     "gpu type": (job(), place(resources={"accelerator_type": "H100"}), "resources_per_worker.accelerator_type"),
+    "shared gpu": (job(), place(2, gpu=0.5), "resources_per_worker.gpu"),
     "bf16 on T4": (
         job(train={"dtype": "bf16"}),
         place(gpu=1, resources={"accelerator_type": "T4"}),
@@ -202,6 +203,10 @@ REFUSED = {
     "target": (job(lora={"target_modules": ["q_prj"]}), place(), "lora.target_modules"),
     "saved": (job(lora={"modules_to_save": ["lm_haed"]}), place(), "lora.modules_to_save"),
 }
+
+
+def test_a_worker_alone_may_have_a_share_of_a_gpu() -> None:
+    assert made(job(), place(1, gpu=0.5)).layout.device == "cuda"
 
 
 @pytest.mark.parametrize("name", REFUSED)

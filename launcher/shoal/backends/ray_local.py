@@ -45,7 +45,7 @@ class RayLocal(RayTrain):
         have, need = ray.cluster_resources().get("GPU", 0), self.profile.max_workers * resources.gpu
         if need > have:
             raise ClusterError(
-                Problem("workers", f"{need} GPUs are asked for and this machine has {have:.0f}", "lower `workers`")
+                Problem("workers", f"{need:g} GPUs are asked for and this machine has {have:.0f}", "lower `workers`")
             )
         import ray.train  # while the driver still plans
 

@@ -113,7 +113,7 @@ class Place:
     max_workers: int
     cpu: float
     """Per worker."""
-    gpu: int
+    gpu: float
     cache_bytes: int
     """Disk that prepared data may take on each node."""
     network_interface: str | None

@@ -34,7 +34,7 @@ def look(profile: ClusterProfile, backend: "Backend", on_phase: Callable[[str], 
     device = "cuda" if profile.resources_per_worker.gpu else "cpu"
     master = (nodes[0].address, nodes[0].port)
     work = partial(_link, master, names, device, profile.network_interface)
-    gpus = profile.resources_per_worker.gpu
+    gpus = 1 if profile.resources_per_worker.gpu else 0
     return replace(place, links=tuple(_linked(answer) for answer in backend.everywhere(work, gpus)))
 
 

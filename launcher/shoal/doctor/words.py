@@ -25,7 +25,7 @@ def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def workers_of(place: Place, node: Node) -> int:
     """How many workers that node may get, at most."""
     cpus = node.slots.get("CPU", node.cpus)
-    room = len(node.gpus) // place.gpu if place.gpu else max(1, int(cpus / place.cpu))
+    room = int(len(node.gpus) // place.gpu) if place.gpu else max(1, int(cpus / place.cpu))
     return place.max_workers if len(place.nodes) == 1 else min(place.max_workers, room)
 
 
@@ -38,7 +38,7 @@ def each_node(place: Place, words: Callable[[Node], str]) -> str:
 
 def asked_words(place: Place) -> str:
     fewest = "" if place.min_workers == place.max_workers else f"{place.min_workers} to "
-    each = f"{place.cpu:g} CPU" + (f" and {place.gpu} GPU" if place.gpu else "")
+    each = f"{place.cpu:g} CPU" + (f" and {place.gpu:g} GPU" if place.gpu else "")
     return f"{fewest}{many(place.max_workers, 'worker')} of {each}"
 
 

@@ -60,7 +60,7 @@ def fits(group: WorkerGroupSpec, profile: ClusterProfile) -> int:
     """Workers that a pod of the group holds."""
     each = profile.resources_per_worker
     by_cpu = int(group.cpus // each.cpu)
-    return min(by_cpu, group.gpus // each.gpu) if each.gpu else by_cpu
+    return min(by_cpu, int(group.gpus // each.gpu)) if each.gpu else by_cpu
 
 
 def grace_seconds(spec: KubernetesSpec) -> int:

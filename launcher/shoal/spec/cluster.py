@@ -59,8 +59,8 @@ class StorageSpec(Frozen):
 class ResourcesSpec(Frozen):
     cpu: float = Field(default=1, gt=0)
     """CPU cores per worker."""
-    gpu: int = Field(default=0, ge=0, le=1)
-    """GPUs per worker: each worker drives one or none."""
+    gpu: Literal[0, 1] | Annotated[float, Field(gt=0, lt=1)] = 0
+    """GPUs per worker: one, none, or a share of one, such as 0.5, for sweeps whose trials have one worker each."""
     accelerator_type: str | None = None
     """GPU type as Ray names it, such as H100."""
 

@@ -151,7 +151,11 @@ def room_problems(nodes: Sequence[Node], profile: ClusterProfile) -> Iterator[Pr
         yield Problem("resources_per_worker.accelerator_type", what, "name one that is there, or join such nodes")
         return
     if wanted.gpu and not any(node.resources.get("GPU") for node in nodes):
-        yield Problem("resources_per_worker.gpu", "1, and no node of the cluster has a GPU", "set 0 to train on cores")
+        yield Problem(
+            "resources_per_worker.gpu",
+            f"{wanted.gpu:g}, and no node of the cluster has a GPU",
+            "set 0 to train on cores",
+        )
         return
     fits = [_fits(node, profile) for node in nodes]
     most = {
@@ -159,7 +163,7 @@ def room_problems(nodes: Sequence[Node], profile: ClusterProfile) -> Iterator[Pr
         "strict-spread": sum(1 for one in fits if one),
     }.get(profile.placement, sum(fits))
     if most < count:
-        each = f"{wanted.cpu:g} CPU" + (f", {wanted.gpu} GPU" if wanted.gpu else "")
+        each = f"{wanted.cpu:g} CPU" + (f", {wanted.gpu:g} GPU" if wanted.gpu else "")
         what = f"{count}, and the cluster can never have more than {most} of {each} each ({profile.placement}): "
         what += "; ".join(_all_of(node) for node in nodes[:8]) or "it has no nodes"
         fix = "lower workers or resources_per_worker, or join more nodes"
