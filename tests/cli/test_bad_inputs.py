@@ -100,9 +100,9 @@ SPEC = [
         on="wrong.yaml",
     ),
     Case(
-        "a cluster that is not there yet",
-        ("kube.yaml:1 kind: is the text 'kuberay'; running on a cluster is not there yet: `local` starts a Ray",),
-        on="kube.yaml",
+        "a cluster by another name",
+        ("k8s.yaml:1 kind: is the text 'k8s'; write `kuberay`: pods under the KubeRay operator",),
+        on="k8s.yaml",
     ),
     Case(
         "longer than the model",

@@ -109,4 +109,4 @@ def _unfit_profiles(folder: Path) -> None:
     write_profile(folder / "file.yaml", prepared=str(folder / "rows.jsonl" / "prepared"))
     write_profile(folder / "sys.yaml", prepared="/sys/shoal/prepared")
     (folder / "wrong.yaml").write_text("kind: local\nworkers: two\nnum_cpus: 4\n")
-    (folder / "kube.yaml").write_text("kind: kuberay\nworkers: 2\n")
+    (folder / "k8s.yaml").write_text("kind: k8s\nworkers: 2\n")

@@ -289,10 +289,11 @@ CLUSTER: dict[str, Foreign] = {
 NAMES: dict[Literal["job", "cluster"], dict[str, Foreign]] = {"job": JOB, "cluster": CLUSTER}
 
 VALUES: dict[tuple[str, ...], dict[Any, str]] = {
-    ("kind",): dict.fromkeys(
-        ("ray", "kuberay", "kubernetes", "k8s", "slurm", "cluster"),
-        "running on a cluster is not there yet: `local` starts a Ray of its own on this machine",
-    ),
+    ("kind",): {
+        **dict.fromkeys(("kubernetes", "k8s"), "write `kuberay`: pods under the KubeRay operator"),
+        "slurm": "write `ray`: cluster/slurm.sh starts a Ray over the allocation, and `address: auto` finds it",
+        "cluster": "write `ray` for a Ray cluster that runs, `kuberay` for pods, `local` for a Ray on this machine",
+    },
     ("model",): {str: "write `model: {base: LOCATION}`"},
     ("data",): {str: "write `data: {train: LOCATION}`", list: "write `data: {train: [LOCATION, ...]}`"},
     ("deepspeed",): {
