@@ -48,6 +48,12 @@ def shown(what: Any, width: int = 100) -> str:
 # Space
 
 
+def test_a_dimension_that_was_written_out_in_full_reads_back_as_itself() -> None:
+    spec = SweepSpec.model_validate({"space": {"lora.r": {"randint": [4, 64]}}})
+    back = SweepSpec.model_validate(spec.model_dump(mode="json"))
+    assert (back.dimensions["lora.r"].kind, back.dimensions["lora.r"].numbers) == ("randint", [4, 64])
+
+
 def test_a_grid_has_every_combination_once() -> None:
     one = spec({"lora.r": [8, 16], "method": {"grid": ["lora", "full"]}}, search="grid")
     found = list(grid(one))

@@ -37,7 +37,7 @@ class Dimension(Frozen):
     @property
     def kind(self) -> str:
         """The one that is given."""
-        return next(iter(self.model_fields_set))
+        return next(name for name in KINDS if getattr(self, name) is not None)
 
     @property
     def values(self) -> list[Any] | None:
