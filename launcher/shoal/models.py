@@ -71,7 +71,7 @@ def tokenizer_folder(model: ModelPlan, storage: Storage, cache: Path) -> Path:
 
 def _local(model: ModelPlan) -> Path:
     folder = Path(model.base)
-    if not (folder / "config.json").is_file():
+    if not folder.is_dir():
         what = (
             f"{model.base} was there when the run was planned, and is not there now, or not on {socket.gethostname()}"
         )

@@ -3,6 +3,7 @@
 With beta1 = 0, AdamW's first moment after a step is the very gradient that the optimizer was given.
 """
 
+import atexit
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ folder, out, stages, offload = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 torch.set_num_threads(1)
 distributed.init_process_group("gloo")
+atexit.register(distributed.destroy_process_group)  # whose threads would abort the process at its end now and then
 world = World(rank=rank, size=size, local_rank=rank, local_size=size)
 optimizer = OptimizerPlan(
     learning_rate=1e-3,

@@ -1,5 +1,6 @@
 """One rank of one whole run, export and answers included: `run_worker.py OUT.json PLAN.json`; rank 0 writes the result."""
 
+import atexit
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from shoal.train.world import Directive, World
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 torch.set_num_threads(1)
 distributed.init_process_group("gloo")
+atexit.register(distributed.destroy_process_group)  # whose threads would abort the process at its end now and then
 plan = Plan.model_validate_json(Path(sys.argv[2]).read_text())
 world = World(rank=rank, size=size, local_rank=rank, local_size=size)
 result = entry.run(plan, world, lambda event: Directive.CONTINUE)

@@ -2,6 +2,7 @@
 
 The whole worker but the export, which has tests of its own."""
 
+import atexit
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from shoal.train.world import Directive, World
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 torch.set_num_threads(1)
 distributed.init_process_group("gloo")
+atexit.register(distributed.destroy_process_group)  # whose threads would abort the process at its end now and then
 world = World(rank=rank, size=size, local_rank=rank, local_size=size)
 stop_at = int(os.environ.get("STOP_AT", "0"))
 for path in map(Path, sys.argv[2:]):

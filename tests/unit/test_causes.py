@@ -133,6 +133,8 @@ def test_answers_and_bugs_are_final_and_lost_processes_are_not() -> None:
 
 def test_a_verdict_waits_for_the_heartbeats_of_those_who_did_not_raise() -> None:
     assert unsettled({0: ECHO}, account(silent={1: 0.2}), since_s=0.0)
+    ended = replace(account(), ending=frozenset({0}))
+    assert unsettled({0: dead()}, ended, since_s=0.0), "how it was found is not known yet"
     assert unsettled({0: ECHO}, account(silent={1: 1.7}), since_s=1.5)
     assert not unsettled({0: ECHO}, account(silent={1: 0.5}), since_s=1.5), "it lives"
     assert not unsettled({0: ECHO}, account(silent={1: 2.6}), since_s=1.5), "it is dead"

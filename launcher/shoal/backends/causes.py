@@ -103,7 +103,12 @@ def final(failures: Mapping[int, Exception]) -> Exception | None:
 
 
 def unsettled(failures: Mapping[int, Exception], account: Account, since_s: float) -> bool:
-    """Whether it is too early to say who began: some raised `since_s` ago, and no heartbeat of the others came since."""
+    """Whether it is too early to say who began: some raised `since_s` ago, and no heartbeat of the others came since.
+
+    Or how: a process that hung is dead, and what it was found like is still on its way.
+    """
+    if account.ending:
+        return True
     if final(failures) or account.hangs or any(lost(error) or preempted(error) for error in failures.values()):
         return False
     quiet = [silent for rank, silent in account.silent_s.items() if rank not in failures]

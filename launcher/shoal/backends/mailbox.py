@@ -26,6 +26,8 @@ class Account:
     hangs: dict[int, Hang]
     cut_off: frozenset[int] = frozenset()
     """Silent ranks whose process Ray takes to be alive: a process's death is known at once, a node's only after a while."""
+    ending: frozenset[int] = frozenset()
+    """Ranks that hang, whose process is being ended: what it was found like is not known yet."""
 
 
 class Mailbox:
@@ -85,7 +87,8 @@ class Mailbox:
         now = time.monotonic()
         silent_s = {rank: now - at for rank, at in self.heard.items()}
         cut_off = [rank for rank, silent in silent_s.items() if silent >= SILENT_S and _lives(self.actors[rank])]
-        return Account(dict(self.beats), silent_s, dict(self.hangs), frozenset(cut_off))
+        ending = frozenset(self.ending.values())
+        return Account(dict(self.beats), silent_s, dict(self.hangs), frozenset(cut_off), ending)
 
     def failed(self, failure: Event) -> None:
         """How the group ended: for the driver, and for rank 0 of the next one to write down. Nobody is waited for now."""
