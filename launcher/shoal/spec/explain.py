@@ -112,6 +112,8 @@ def _explain(path: Path, group: list[ErrorDetails], document: Document, fields: 
 def unknown(path: Path, given: Any, fields: Fields) -> tuple[str, str]:
     """What to say of a key that its section does not have: what is wrong, and which field it should be."""
     key, section = str(path[-1]), path[:-1]
+    while section and not fields.keys(section):
+        section = section[:-1]
     what = "is not a field of " + (f"`{dotted(section)}`" if section else "the file")
     names = foreign.NAMES[fields.kind]
     elsewhere = [field for field in fields.all() if field[-1] == key]
@@ -182,6 +184,8 @@ def _near_value(given: Any, shape: Shape) -> str:
         return f" (did you mean `{near[0]}`?)"
     if isinstance(given, str) and re.fullmatch(r"\s*[-+.\d][\d.eE+-]*\s*", given):
         return " (a number in quotes is text: write it without quotes)"
+    if isinstance(given, float) and given.is_integer() and "integer" in {one.get("type") for one in options(shape)}:
+        return f" (write {given:.0f}, without point or exponent)"
     return " (text such as this needs quotes)" if _is_text(shape) and isinstance(given, (int, float)) else ""
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from shoal.errors import Problem
-from shoal.spec.document import Document, Path, sort_of
+from shoal.spec.document import Document, Path, leaves, sort_of
 from shoal.spec.explain import Fields, options, problems, shown, unknown
 from shoal.spec.job import JobSpec
-from shoal.spec.sweep import KINDS, LISTS, LOGARITHMIC, WHOLE
+from shoal.spec.sweep import KINDS, LISTS, LOGARITHMIC, MOST_TRIALS, WHOLE
 
 SPACE = ("sweep", "space")
 FIXED = {
@@ -45,7 +45,8 @@ def space_problems(document: Document) -> Iterator[tuple[Path, Problem]]:
     if not isinstance(sweep, dict):
         return
     if not isinstance(space, dict) or not space:
-        what = "is missing" if "space" not in sweep else "is empty" if space in ({}, [], None) else sort_of(space)
+        what = "is empty" if space in ({}, [], None) else f"is {sort_of(space)}"
+        what = what if "space" in sweep else "is missing"
         yield SPACE, Problem(document.where(SPACE), what, "name a field and its values: " + EXAMPLE)
         return
     fields = Fields("job")
@@ -82,9 +83,15 @@ def _together(document: Document, sweep: dict[str, Any], space: dict[str, Any]) 
             yield path, Problem(document.where(path), what, "use search: random, or scheduler: asha")
     counts = [len(values) for given in space.values() if isinstance(values := _listed(given), list)]
     trials = sweep.get("trials")
-    if search == "grid" and len(counts) == len(space) and isinstance(trials, int) and trials != math.prod(counts):
+    if search != "grid" or len(counts) != len(space):
+        return
+    combinations = math.prod(counts)
+    if combinations > MOST_TRIALS:
+        what = f"the grid has {combinations:,} combinations, and a sweep at most {MOST_TRIALS:,} trials"
+        yield SPACE, Problem(document.where(SPACE), what, "list fewer values, or use search: random")
+    elif isinstance(trials, int) and trials != combinations:
         path = ("sweep", "trials")
-        what = f"{trials}, but the grid has {math.prod(counts)} combinations"
+        what = f"{trials}, but the grid has {combinations} combinations"
         yield path, Problem(document.where(path), what, "leave it out, or use search: random")
 
 
@@ -103,8 +110,10 @@ class _Written:
         self.path = tuple(field.split("."))
 
     def problems(self) -> Iterator[Problem]:
+        if any(isinstance(value, float) and not math.isfinite(value) for _, value in leaves(self.given)):
+            return  # of the whole file such numbers are told
         where = self.document.where((*SPACE, self.field))
-        known = self.path in self.fields.all() or self.path[:2] == ("deepspeed", "config")
+        known = bool(self.fields.at(self.path)) or self.path[:2] == ("deepspeed", "config")
         fixed = next((name for name in FIXED if self.field == name or self.field.startswith(f"{name}.")), None)
         if fixed:
             yield Problem(where, "cannot be searched", f"take it out: {FIXED[fixed]}")
@@ -126,6 +135,8 @@ class _Written:
             yield Problem(where, f"grid, and search is {self.search}", "write choice, or use search: grid")
         if known and not found and not fixed:
             yield from self._refused(kind, values, inside)
+            if self.path == ("data",):
+                yield from self._held_out(where, values)
 
     def _shape(self, where: str) -> Problem:
         given = self.given
@@ -137,6 +148,9 @@ class _Written:
             return Problem(
                 where, f"says {' and '.join(given)}" if given else "is empty", "give one of " + ", ".join(KINDS)
             )
+        if self.fields.at((*self.path, wrong)):
+            fix = f"name the field in one piece, {self.field}.{wrong}: [...]"
+            return Problem(where, f"`{wrong}` is a field of it, and no sort of values", fix)
         near = get_close_matches(wrong.replace("_", ""), KINDS, 1, 0.6)
         fix = f"did you mean `{near[0]}`?" if near else f"give one of {', '.join(KINDS)}"
         return Problem(where, f"`{wrong}` is no sort of values", fix)
@@ -178,8 +192,11 @@ class _Written:
     def _refused(self, kind: str, values: Any, inside: Path) -> Iterator[Problem]:
         """Values that the field does not take: every listed one, the ends of a range."""
         whole = takes_whole(self.fields, self.path)
-        if kind in ("uniform", "loguniform") and whole:
-            fix = f"use {'lograndint' if kind == 'loguniform' else 'randint'}: [low, high], high left out"
+        stepped = kind.startswith("q") and float(values[2]).is_integer()
+        if whole and kind not in (*LISTS, *WHOLE) and not stepped:
+            fix = "make q, the third number, a whole one"
+            if not kind.startswith("q"):
+                fix = f"use {'lograndint' if kind == 'loguniform' else 'randint'}: [low, high], high left out"
             yield Problem(
                 self.document.where((*SPACE, self.field)), f"{kind} gives fractions; a whole number is asked", fix
             )
@@ -196,7 +213,16 @@ class _Written:
         for place, value in places:
             at = self.document.where((*SPACE, self.field, *place))
             for problem in self._judge(value):
-                yield Problem(at, problem.what, problem.fix)
+                inside_it = problem.where.partition(f" {self.field}")[2]  # `.r`: which part of a section's value
+                yield Problem(at + inside_it, problem.what, problem.fix)
+
+    def _held_out(self, where: str, values: list[dict[str, Any]]) -> Iterator[Problem]:
+        """Sections of `data` that hold other samples out than the job does."""
+        own = self.document.value.get("data")
+        held_out = own.get("validation", 0) if isinstance(own, dict) else 0
+        if any(value.get("validation", 0) != held_out for value in values):
+            what = "changes data.validation: trials would be measured on different samples"
+            yield Problem(where, what, "give each value the job's own data.validation")
 
     def _judge(self, value: Any) -> Iterator[Problem]:
         trial = job_with(self.document.value, self.path, value)

@@ -12,6 +12,7 @@ Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
 Steps = Annotated[list[float], Field(min_length=3, max_length=3)]
 WholeBounds = Annotated[list[int], Field(min_length=2, max_length=2)]
 DEFAULT_TRIALS = 16
+MOST_TRIALS = 10_000
 
 
 class Dimension(Frozen):
@@ -110,7 +111,7 @@ class SweepSpec(Frozen):
     """What trials are judged by, at each evaluation; train.loss at each logged step."""
     mode: Literal["min", "max"] = "min"
     """Whether less or more of it is better."""
-    trials: int | None = Field(default=None, ge=1, le=10_000)
+    trials: int | None = Field(default=None, ge=1, le=MOST_TRIALS)
     """How many; default: every combination of a grid, else 16."""
     search: Literal["random", "grid", "optuna"] = "random"
     """What suggests the values: at random, every combination once, or Optuna's TPE, which learns from what it saw."""

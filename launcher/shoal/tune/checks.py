@@ -1,5 +1,6 @@
 """Sweeps that cannot work where they are to run: each mistake with its way out. Pure."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from shoal.errors import Problem
@@ -18,9 +19,6 @@ def place_problems(spec: SweepSpec, profile: ClusterProfile) -> Iterator[Problem
     if profile.kind == "inline":
         yield Problem("kind", "inline is this process alone, and a sweep needs Ray", "use --on local, or kind: ray")
         return
-    if profile.submits or profile.kind == "kuberay":
-        what = "a sweep is driven from a machine of the cluster, not from outside"
-        yield Problem("address" if profile.submits else "kind", what, "run it there, with kind: ray and address: auto")
     room = profile.max_workers
     if spec.workers is not None and spec.workers > room:
         what = f"{spec.workers} for each trial, but the profile has {room}"
@@ -29,7 +27,9 @@ def place_problems(spec: SweepSpec, profile: ClusterProfile) -> Iterator[Problem
         each = spec.workers or room
         if spec.max_concurrent * each > room:
             what = f"{spec.max_concurrent} trials of {each} worker{'s' * (each > 1)} at once, but the profile has {room} workers"
-            fix = f"use at most {room // each}, or auto; or set sweep.workers: {max(1, room // spec.max_concurrent)}"
+            fix = f"use at most {room // each}, or auto"
+            fewer = room // spec.max_concurrent
+            fix += f"; or set sweep.workers: {fewer}" if fewer else ""
             yield Problem("sweep.max_concurrent", what, fix)
     if spec.budget.cost is not None and profile.price_per_worker_hour is None:
         what = "the profile does not say what a worker costs"
@@ -54,6 +54,23 @@ def report_problems(spec: SweepSpec, plans: Sequence[Plan]) -> Iterator[Problem]
     if at >= least.tokens:
         what = f"{at:,} tokens, and a trial has {least.tokens:,}: nothing would be stopped"
         yield Problem(f"sweep.{name}", what, "use a share of a trial, such as 0.25")
+    elif spec.scheduler == "asha":
+        most = math.ceil(math.log(least.tokens / at, spec.asha.reduction_factor))
+        if spec.asha.brackets > most:
+            what = f"{spec.asha.brackets}, and a later bracket than {most} would judge no trial before its end"
+            yield Problem("sweep.asha.brackets", what, f"use at most {most}, or a smaller asha.grace_period")
+
+
+def idle_problems(spec: SweepSpec, points: Sequence[Params], plans: Sequence[Plan]) -> Iterator[Problem]:
+    """Fields that change nothing that is learnt, wherever the others stand: `points` and their `plans`."""
+    for field in spec.space:
+        learnt: dict[str, set[str]] = {}
+        for point, one in zip(points, plans, strict=True):
+            others = said({name: value for name, value in point.items() if name != field})
+            learnt.setdefault(others, set()).add(one.trajectory_digest)
+        if len(points) > len(learnt) and all(len(digests) == 1 for digests in learnt.values()):
+            what = "changes nothing that is learnt: trials that differ in it alone would come to the same loss"
+            yield Problem(f"sweep.space.{field}", what, "take it out")
 
 
 def combined(wrong: Iterable[tuple[Params, Problem]], points: int) -> list[Problem]:

@@ -15,7 +15,7 @@ from shoal.spec.cluster import ClusterProfile
 from shoal.spec.job import JobSpec
 from shoal.spec.sweep import SweepSpec
 from shoal.storage import Storage
-from shoal.tune.checks import combined, place_problems, report_problems
+from shoal.tune.checks import combined, idle_problems, place_problems, report_problems
 from shoal.tune.space import Params, apply, candidates, combinations, trial_count, trial_profile
 
 MOST_PLANS = 256
@@ -88,6 +88,7 @@ def forecast(spec: SweepSpec, job: JobSpec, profile: ClusterProfile, storage: St
     mine = trial_profile(spec, profile)
     plans, wrong = planned(job, params, mine, storage)
     found = [*place_problems(spec, profile), *(report_problems(spec, plans) if plans else ())]
+    found += [] if wrong else idle_problems(spec, params, plans)
     refuse(found, wrong, len(params))
     trials = trial_count(spec)
     whole = combinations(spec) == len(plans)
@@ -115,7 +116,7 @@ def forecast(spec: SweepSpec, job: JobSpec, profile: ClusterProfile, storage: St
         measured_on=speed[1] if speed else None,
         hours=hours,
         cost=hours * mine.max_workers * price if hours is not None and price else None,
-        notes=tuple(_notes(spec, tokens)),
+        notes=tuple(_notes(spec, steps, tokens)),
     )
 
 
@@ -200,7 +201,13 @@ def _total(each: Span, all_of: list[int], trials: int, exact: bool) -> Span:
     return Span(sum(all_of), sum(all_of)) if exact else Span(each.low * trials, each.high * trials)
 
 
-def _notes(spec: SweepSpec, tokens: Span) -> Iterator[str]:
+def _notes(spec: SweepSpec, steps: Span, tokens: Span) -> Iterator[str]:
+    trials, points = trial_count(spec), combinations(spec)
+    if points is not None and points < trials and spec.scheduler != "pbt":
+        yield f"sweep.trials: {trials}, more than the space has points ({points}): search: grid trains each once"
+    compared = {"none": 1, "median": spec.median.min_samples_required + 1}.get(spec.scheduler, 2)
+    if trials < compared:
+        yield f"sweep.scheduler: {spec.scheduler} compares {compared} trials or more: with {trials} it stops none"
     for field in spec.space:
         if spec.metric == "validation.loss" and field.startswith(HELD_OUT):
             yield f"sweep.space.{field}: trials that differ in it may be measured on other tokens"
@@ -209,5 +216,7 @@ def _notes(spec: SweepSpec, tokens: Span) -> Iterator[str]:
     for name in ("asha", "median", "pbt"):
         if name in spec.model_fields_set and spec.scheduler != name:
             yield f"sweep.{name}: has no effect with scheduler: {spec.scheduler}"
-    if spec.budget.tokens is not None and spec.budget.tokens < tokens.high:
-        yield f"sweep.budget.tokens: {spec.budget.tokens:,} is less than one trial takes ({tokens})"
+    for name, takes in (("tokens", tokens), ("steps", steps)):
+        budget = getattr(spec.budget, name)
+        if budget is not None and budget < takes.high:
+            yield f"sweep.budget.{name}: {budget:,} is less than one trial takes ({takes})"

@@ -17,6 +17,8 @@ from shoal.tune.space import brief
 
 WIDE = 120
 """Columns of a terminal that has room for the reasons beside the table."""
+MOST_VALUES = 12
+"""Of a field of the space that are written out."""
 SHOWN_WHY = 120
 """Characters of the reason that a trial ended."""
 
@@ -45,6 +47,8 @@ def dimension_words(one: Dimension) -> str:
     """`loguniform 1e-05 to 0.001`, `8, 16 or 64`."""
     if one.values is not None:
         shown = [brief(value) for value in one.values]
+        if len(shown) > MOST_VALUES:
+            return f"{', '.join(shown[:MOST_VALUES])} and {len(shown) - MOST_VALUES:,} more"
         return " or ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
     low, high = one.numbers[:2]
     by = f" by {one.numbers[2]:g}" if len(one.numbers) > 2 else ""
@@ -56,7 +60,10 @@ def _rows(told: Forecast, spec: SweepSpec, profile: ClusterProfile) -> Iterator[
     yield "trials", f"{told.trials}, {spec.search} search; {_stops(spec)}"
     at_once = "as many at once as there is room for" if told.concurrent is None else f"{told.concurrent} at once"
     yield "workers", f"{told.workers} each, {at_once}"
-    yield "looked at", f"{told.planned} points of the space{', all there are' if told.whole else ''}: each has a plan"
+    yield (
+        "looked at",
+        f"{told.planned} point{'s' * (told.planned > 1)} of the space{', all there are' if told.whole else ''}: each has a plan",
+    )
     yield "metric", f"{spec.metric}, the {'least' if spec.mode == 'min' else 'largest'} is best"
     yield "data", f"prepared {'once for all trials' if told.preparations == 1 else f'{told.preparations} times'}"
     yield "steps", f"{told.steps} a trial, {told.all_steps} in all{about * told.steps_estimate}"
