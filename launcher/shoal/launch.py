@@ -69,8 +69,8 @@ def backend_for(profile: ClusterProfile) -> Backend:
                 raise ClusterError(Problem("address", what, fix))
             return RayCluster(profile)
         case "kuberay":
-            what = "kuberay makes its cluster for one run: `shoal run`, `resume`, `logs` and `stop` work there, nothing else"
-            fix = "`shoal render JOB --on PROFILE | kubectl apply -f -` brings a sweep there; k8s/README.md goes from there"
+            what = "kuberay makes its cluster for one run or sweep: nothing else works there"
+            fix = "`shoal run`, `sweep`, `resume`, `logs` and `stop` do; k8s/README.md has more"
             raise ClusterError(Problem("kind", what, fix))
 
 

@@ -249,7 +249,7 @@ def test_a_profile_of_another_kind_is_told_what_manifests_are_for(tmp_path: Path
 
 
 def test_what_is_not_done_there_is_said_plainly():
-    with pytest.raises(ClusterError, match=r"kuberay makes its cluster for one run.*shoal render"):
+    with pytest.raises(ClusterError, match=r"kuberay makes its cluster for one run or sweep.*shoal run"):
         backend_for(load_profile(ROOT / "cluster" / "kuberay.yaml"))
 
 

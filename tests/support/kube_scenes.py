@@ -81,5 +81,5 @@ GOOD = [
 ]  # fmt: skip
 
 
-def run(tell: Tell, *words: str, **changes: Any) -> tuple[int, str, str]:
-    return tell("run", str(JOB), "--run-id", RUN, *words, **changes)
+def run(tell: Tell, *words: str, verb: str = "run", **changes: Any) -> tuple[int, str, str]:
+    return tell(verb, str(JOB), "--run-id", RUN, *words, **changes)

@@ -17,10 +17,11 @@ import pytest
 import yaml
 from jobs import job
 
-from shoal.cli.relay import Relay, outcome_of
+from shoal.cli.relay import STEP_EVERY_S, Relay, outcome_of
 from shoal.cli.runs import survey
 from shoal.errors import ClusterError, SpecError
 from shoal.record.ledger import PARTS
+from shoal.record.rows import append
 from shoal.runs import RunFolder
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.load import load_profile
@@ -30,7 +31,7 @@ from shoal.submit.follow import Lines, event_of, status_of
 from shoal.submit.found import find, submission_url
 from shoal.submit.package import Package, package
 from shoal.submit.place import Place, asked, place_problems, ray_problems, room_problems
-from shoal.submit.submission import JOB, PROFILE, RUN, request
+from shoal.submit.submission import JOB, PROFILE, RUN, SWEEP, request
 
 OWN = Package("1.2.3", "d", ("ray[train,tune]>=2.60", "torch>=2.10"), "_ray_pkg_0.zip", b"")
 THERE = Place(
@@ -124,6 +125,10 @@ def test_what_is_sent_holds_names_and_no_value(monkeypatch: pytest.MonkeyPatch) 
     other = request(here, "tiny-1", "f", None, replace(THERE, digest="another"), OWN)
     assert other["runtime_env"]["py_modules"] == ["gcs://_ray_pkg_0.zip"]
     assert other["entrypoint"].startswith("exec /opt/python -m shoal resume tiny-1 --on ")
+    swept = job("s3://a/b", "s3://a/c", sweep={"space": {"optimizer.learning_rate": [1e-4, 1e-3]}, "search": "grid"})
+    sweep = request(here, "tiny-2", "f", swept, THERE, OWN)
+    assert sweep["entrypoint"].startswith(f"exec /opt/python -m shoal sweep run env:{JOB} --run-id tiny-2 --on ")
+    assert sweep["metadata"] == {RUN: "tiny-2", "folder": "f", SWEEP: "yes"}
     assert asked(here, OWN, "env:HF") == {
         "requirements": ["ray", "torch"], "variables": ["MY_KEY", "MY_SECRET", "HF"], "files": [], "hosts": [["store", 9000]],
     }  # fmt: skip
@@ -266,3 +271,29 @@ def test_a_run_that_was_submitted_is_listed_before_it_has_a_plan(tmp_path: Path)
     assert find("tin", folder.storage, str(tmp_path), None).in_store
     folder.storage.write(folder.plan, b"{}")
     assert [(one.id, one.state) for one in survey(folder.storage, str(tmp_path))] == [("tiny-1", "started")]
+
+
+def test_the_beginning_of_a_sweeps_id_is_the_sweep_and_not_its_trials(tmp_path: Path) -> None:
+    storage, place = Storage(), str(tmp_path)
+    for name in ("fish-1/submission.json", "fish-1/sweep.json", "fish-1-0001/plan.json", "fish-1-0002/plan.json"):
+        storage.write(f"{place}/{name}", b"{}")
+    found = find("fi", storage, place, None)
+    assert (found.id, found.is_sweep, found.has_begun, found.is_finished) == ("fish-1", True, True, False)
+    assert find("fish-1-0002", storage, place, None).id == "fish-1-0002"
+    with pytest.raises(SpecError, match="2 runs begin so"):
+        find("fish-1-", storage, place, None)
+    for state in ("stopped", "finished"):
+        append(found.folder, {"kind": "ended", "time": state, "state": state})
+        assert found.is_finished == (state == "finished")
+
+
+def test_steps_of_many_trials_are_relayed_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    """Together they are no more than those of one run."""
+    now = [0.0]
+    relay = Relay(lambda: now[0])
+    for second in range(40):
+        now[0] = float(second)
+        for trial in (1, 2, 3, 4):
+            relay.on_event({"kind": "step", "trial": trial, "step": second, "steps": 1000})
+    told = [json.loads(one)["trial"] for one in capsys.readouterr().out.splitlines()]
+    assert len(told) <= 40 / STEP_EVERY_S + 4 and {told.count(trial) for trial in (1, 2, 3, 4)} == {5}

@@ -44,6 +44,11 @@ def profile_name(on: str | None) -> str:
     return os.environ.get("SHOAL_PROFILE") or (str(here) if here.exists() else "local")
 
 
+def options_of(on: str | None) -> str:
+    """What the next command needs as well, behind its words."""
+    return f" --on {on}" if on else ""
+
+
 def load_both(job: str, overrides: Sequence[str] | None, on: str | None) -> "tuple[JobSpec, ClusterProfile]":
     """Job and profile; SpecError with the mistakes of both."""
     from shoal.spec.load import load_job, load_profile

@@ -1,19 +1,18 @@
-"""logs and stop: a run that is driven somewhere else, watched and asked to leave, from any machine that sees its store."""
+"""logs and stop: what is driven somewhere else, watched and asked to leave, from any machine that sees its store."""
 
 import getpass
 import json
 import queue
 import socket
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shoal.cli.common import Json, On, Run, console, profile_name, storage_of
+from shoal.cli.common import Json, On, Run, console, options_of, profile_name, storage_of
 from shoal.cli.leaving import Leaving
-from shoal.cli.relay import outcome_of
-from shoal.display import Display, Lines, display_for, tell_ending
+from shoal.cli.work import Work
+from shoal.display import Display, Lines
 from shoal.errors import ClusterError, Problem, StorageError
 from shoal.submit.dashboard import Dashboard
 from shoal.submit.jobs import Jobs
@@ -38,7 +37,7 @@ def logs(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a run's driver said; with --follow, watch it as if it ran here: this is how to reattach.
+    """Show what a run's or a sweep's driver said; with --follow, watch it as if it ran here: this is how to reattach.
 
     Example:  shoal logs quickstart-2026 --follow --on cluster/ray-submit.yaml
 
@@ -48,19 +47,21 @@ def logs(
     from shoal.submit.found import find
 
     profile = load_profile(profile_name(on))
-    options = f" --on {on}" if on else ""
     dashboard = _jobs_of(profile)
     with Leaving() as leaving, storage_of(profile) as storage:
         try:
             found = find(run, storage, profile.storage.runs, dashboard)
+            work = Work(found.id, found.is_sweep, options_of(on), as_json)
             job, runs = found.job, _runs(dashboard, found)
             said = "" if dashboard is None or job is None or (follow_ and runs) else dashboard.log(job.id)
             if follow_ and dashboard is not None and job is not None and (runs or said):
-                follow(found.id, job.id, profile, dashboard, display_for(console(as_json)), leaving, options, as_json)
+                follow(work, job.id, profile, dashboard, work.display(), leaving)
             elif said:
-                _print_log(said)
+                _print_log(said, work)
+            elif found.is_sweep:
+                _board(found, work, follow_)
             else:
-                _from_store(found, follow_, leaving)
+                _from_store(found, work, follow_)
         except KeyboardInterrupt:
             raise typer.Exit(leaving.status) from None
 
@@ -70,7 +71,7 @@ def stop(
     on: On = None,
     now: Annotated[bool, typer.Option("--now", help="Do not wait for the step and its checkpoint.")] = False,
 ) -> None:
-    """Stop a run wherever it is driven: it finishes its step, saves a checkpoint and leaves. `shoal resume` goes on.
+    """Stop a run or a sweep wherever it is driven: it finishes its step, saves and leaves. `shoal resume` goes on.
 
     Example:  shoal stop quickstart-2026 --on cluster/ray-submit.yaml
 
@@ -86,9 +87,8 @@ def stop(
         typer.echo(f"{found.id}: {ask_to_stop(found, dashboard, _me(), now)}")
         while found.is_driven or _runs(dashboard, found):
             time.sleep(POLL_S * 5)
-        saved = storage.list(f"{found.folder.checkpoints}*/manifest.json") if found.in_store else []
-        options = f" --on {on}" if on else ""
-    kept = f"; go on with  shoal resume {found.id}{options}" if saved else ", without a checkpoint"
+        work = Work(found.id, found.is_sweep, options_of(on), as_json=False)
+        kept = f"; go on with  {work.resume}" if found.has_saved else ", without a checkpoint"
     typer.echo(f"it has left{kept}")
 
 
@@ -109,16 +109,9 @@ def _runs(dashboard: Jobs | None, found: "Found") -> bool:
 
 
 def follow(
-    run_id: str,
-    job_id: str,
-    profile: "ClusterProfile",
-    dashboard: Jobs,
-    display: Display,
-    leaving: Leaving,
-    options: str,
-    as_json: bool,
+    work: Work, job_id: str, profile: "ClusterProfile", dashboard: Jobs, display: Display, leaving: Leaving
 ) -> None:
-    """Show a submitted run until it ends, then leave with its status."""
+    """Show what was submitted until it ends, then leave with its status."""
     from shoal.submit.follow import Follower, ended, status_of
 
     follower = Follower(dashboard, job_id)
@@ -128,7 +121,7 @@ def follow(
     with display:
         while True:
             if leaving.asked:
-                _decide(run_id, profile, dashboard, display, leaving, options)
+                _decide(work, profile, dashboard, display, leaving)
             try:
                 event = follower.next(POLL_S)
             except queue.Empty:
@@ -142,16 +135,16 @@ def follow(
             else:
                 display.on_event(_shown(event))
     if follower.error is not None:
-        fix = f"it may well go on: `shoal logs {run_id} --follow{options}` looks again"
-        raise ClusterError(*follower.error.problems, Problem(run_id, f"job {job_id} is out of sight", fix))
+        fix = f"it may well go on: `shoal logs {work.id} --follow{work.options}` looks again"
+        raise ClusterError(*follower.error.problems, Problem(work.id, f"job {job_id} is out of sight", fix))
     job = ended(dashboard, job_id, lambda: True)
     if outcome is not None:
-        _tell(outcome, profile, options, as_json)
+        work.tell(outcome, profile)
     for line in errors:
         typer.echo(line, err=True)
     status = status_of(job)
     if status and outcome is None and not errors:
-        _tell_death(run_id, job, status, profile, options)
+        _tell_death(work, job, status, profile)
     if status:
         raise typer.Exit(status)
 
@@ -161,9 +154,7 @@ def _shown(event: "Event") -> "Event":
     return {**event, "kind": "note"} if event["kind"] == "log" else event
 
 
-def _decide(
-    run_id: str, profile: "ClusterProfile", dashboard: Jobs, display: Display, leaving: Leaving, options: str
-) -> None:
+def _decide(work: Work, profile: "ClusterProfile", dashboard: Jobs, display: Display, leaving: Leaving) -> None:
     """After a first signal: detach, stop, or go on watching. Raises: typer.Exit to detach."""
     answer = "d"
     if leaving.may_ask:
@@ -175,13 +166,14 @@ def _decide(
         if answer != "d":
             display.__enter__()
     if answer == "d":
-        typer.echo(f"detached: {run_id} goes on; watch it with  shoal logs {run_id} --follow{options}", err=True)
+        again = f"shoal logs {work.id} --follow{work.options}"
+        typer.echo(f"detached: {work.id} goes on; watch it with  {again}", err=True)
         raise typer.Exit(leaving.status)
     if answer == "s":
         from shoal.submit.found import ask_to_stop, find
 
         with storage_of(profile) as storage:
-            done = ask_to_stop(find(run_id, storage, profile.storage.runs, dashboard), dashboard, _me(), now=False)
+            done = ask_to_stop(find(work.id, storage, profile.storage.runs, dashboard), dashboard, _me(), now=False)
         display.on_event({"kind": "note", "message": f"{done}; Ctrl-C once more detaches"})
     leaving.asked = False
 
@@ -194,45 +186,27 @@ def _answer() -> str:
             return said
 
 
-def _tell(outcome: "Event", profile: "ClusterProfile", options: str, as_json: bool) -> None:
-    """How it ended, as the driver would have said it here."""
-    from shoal.plan.types import Plan
-    from shoal.runs import RunFolder
-
-    result, ledger = outcome_of(outcome)
-    if as_json:
-        body = {name: outcome[name] for name in ("run", "folder")}
-        typer.echo(json.dumps({**body, **asdict(result), "ledger": outcome["ledger"]}, indent=1))
-        return
-    with storage_of(profile) as storage:
-        try:
-            plan = Plan.model_validate_json(storage.read(RunFolder(storage, outcome["folder"]).plan))
-        except StorageError:
-            loss = "" if result.loss is None else f", held-out loss {result.loss:.4f}"
-            typer.echo(f"{outcome['run']}: {result.state} at step {result.step}{loss}; {outcome['folder']}")
-            return
-    tell_ending(console(), plan, result, options, ledger)
-
-
-def _tell_death(run_id: str, job: "Job", status: int, profile: "ClusterProfile", options: str) -> None:
+def _tell_death(work: Work, job: "Job", status: int, profile: "ClusterProfile") -> None:
     """Of a driver that could say nothing itself."""
     from shoal.runs import RunFolder
     from shoal.storage import absolute, join
+    from shoal.submit.found import has_begun
 
     last = next((line.strip() for line in reversed(job.message.splitlines()) if line.strip()), "")
     what = f"job {job.id} {job.status.lower()} with status {status}" + (f": {last[:300]}" if last else "")
     try:
         with storage_of(profile) as storage:
-            began = storage.exists(RunFolder(storage, join(absolute(profile.storage.runs), run_id)).plan)
+            begun = has_begun(RunFolder(storage, join(absolute(profile.storage.runs), work.id)))
     except StorageError:
-        began = True  # as far as one can see from here
-    then = f"go on with  shoal resume {run_id}{options}" if began else f"run it again with  --run-id {run_id}"
-    typer.echo(f"{run_id}: {what}; {then}", err=True)
+        begun = True  # as far as one can see from here
+    then = f"go on with  {work.resume}" if begun else f"use its job file again, with  --run-id {work.id}"
+    typer.echo(f"{work.id}: {what}; {then}", err=True)
 
 
-def _print_log(said: str) -> None:
+def _print_log(said: str, work: Work) -> None:
     """All that the driver has said so far, each line with its own time."""
     from shoal.submit.follow import event_of
+    from shoal.tune import live
 
     now = [0.0]
 
@@ -240,7 +214,7 @@ def _print_log(said: str) -> None:
         now[0] += LOOK_S  # the driver has thinned steps out already
         return now[0]
 
-    display = Lines(console(), clock)
+    display = live.Lines(console()) if work.is_sweep else Lines(console(), clock)
     for line in said.splitlines():
         event = event_of(line)
         if event is None:
@@ -251,22 +225,38 @@ def _print_log(said: str) -> None:
             display.on_event(_shown(event))
 
 
-def _from_store(found: "Found", follow_: bool, leaving: Leaving) -> None:
+def _board(found: "Found", work: Work, follow_: bool) -> None:
+    """A sweep without a job that anybody remembers: its leaderboard, as it is or as it is in the end."""
+    from shoal.cli.sweeping import tell_board
+    from shoal.tune.board import board
+    from shoal.tune.folder import SweepFolder
+
+    while follow_ and found.is_driven:
+        time.sleep(LOOK_S)
+    finished = found.is_finished
+    tell_board(
+        console(), board(SweepFolder(found.folder.storage, found.folder.url)), finished, work.options, work.as_json
+    )
+    if follow_ and not finished:
+        raise typer.Exit(1)
+
+
+def _from_store(found: "Found", work: Work, follow_: bool) -> None:
     """A run without a job that anybody remembers: what it wrote down, and what it goes on to write."""
-    display = display_for(console())
+    display = work.display()
     seen: set[str] = set()
     with display:
         while True:
-            driven, result = found.is_driven, found.result()
+            driven, finished = found.is_driven, found.is_finished
             for row in found.rows() if found.in_store else []:
                 key = json.dumps(row, sort_keys=True)
                 if key not in seen and row["kind"] not in ("driver", "ended"):
                     display.on_event({"steps": row.get("step"), **row})
                 seen.add(key)
-            if not follow_ or result is not None or not driven:
+            if not follow_ or finished or not driven:
                 break
             time.sleep(LOOK_S)
-    if follow_ and result is None:
+    if follow_ and not finished:
         raise typer.Exit(1)
 
 

@@ -109,7 +109,7 @@ def survey(storage: "Storage", runs_url: str) -> list[Standing]:
     begun = {one.id for one in found}
     for url in (one.url for one in objects if one.url.endswith("/submission.json")):
         folder = RunFolder(storage, url.removesuffix("/submission.json"))
-        if folder.id not in begun:
+        if folder.id not in begun and folder.id not in sweeps:
             own = [one for one in objects if one.url.startswith(f"{folder.url}/")]
             found.append(replace(standing(folder, own), state="submitted"))
     for sweep in sweeps.values():

@@ -1,30 +1,16 @@
 """sweep: train a job many times, look at the trials, take the best."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
-from shoal.cli.common import Job, Json, On, Set, console, load_both, profile_name, storage_of
-from shoal.errors import Problem, SpecError, StorageError
-
-if TYPE_CHECKING:
-    import threading
-
-    from shoal.backends import OnEvent
-    from shoal.spec.cluster import ClusterProfile
-    from shoal.spec.job import JobSpec
-    from shoal.storage import Storage
-    from shoal.tune.board import Board
-    from shoal.tune.folder import SweepPlan
-
-    Begin = Callable[[Storage, OnEvent, threading.Event], Board]
-
-NOTHING_FINISHED = 8
-"""Exit status of a sweep in which no trial finished: that of training that failed."""
+from shoal.cli import outside, sweeping
+from shoal.cli.common import Job, Json, On, Set, console, load_both, options_of, profile_name, storage_of
+from shoal.cli.training import Detach, Events, Keep
+from shoal.errors import Problem, SpecError
 
 Sweep = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's id, or a beginning of it that no other has.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the page of the sweep to this file.")]
@@ -71,6 +57,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and every reason why it would not work.")
     ] = False,
+    detach: Detach = False,
+    keep: Keep = False,
+    events: Events = False,
     as_json: Json = False,
 ) -> None:
     """Run the sweep that a job file describes.
@@ -96,29 +85,14 @@ def run(
 
             console().print(forecast_table(told, loaded.sweep, profile))
         return
-
-    def begin(storage: "Storage", on_event: "OnEvent", stop: "threading.Event") -> "Board":
-        from shoal.tune.folder import SweepFolder
-        from shoal.tune.sweep import resume_sweep, run_sweep
-
-        plan = _plan(loaded, run_id)
-        folder = SweepFolder.of(storage, profile.storage.runs, plan.sweep_id)
-        if storage.exists(folder.plan):
-            _require_same(folder.read_plan(), plan)
-            return resume_sweep(folder, profile, storage, on_event, stop)
-        if storage.exists(folder.lease.plan):
-            raise SpecError(Problem(f"--run-id {run_id}", "is a run, not a sweep", "give the sweep another id"))
-        on_event({"kind": "phase", "phase": "planning", "detail": loaded.model.base})
-        assert loaded.sweep
-        for note in forecast(loaded.sweep, loaded, profile, storage).notes:
-            on_event({"kind": "note", "message": note})
-        return run_sweep(plan, profile, storage, on_event, stop)
-
-    _drive(profile, begin, on, as_json)
+    if outside.is_outside(profile, detach, keep):
+        outside.run(loaded, profile, on, run_id, (), detach, keep, as_json)
+        return
+    sweeping.drive(profile, sweeping.begin(loaded, profile, run_id), options_of(on), events, as_json)
 
 
 @app.command(short_help="Go on with a sweep that was stopped or died.")
-def resume(sweep: Sweep, on: On = None, as_json: Json = False) -> None:
+def resume(sweep: Sweep, on: On = None, detach: Detach = False, keep: Keep = False, as_json: Json = False) -> None:
     """Go on with a sweep: finished trials are kept, the others continue from their checkpoints.
 
     Example:  shoal sweep resume sweep-lr-2026
@@ -126,14 +100,10 @@ def resume(sweep: Sweep, on: On = None, as_json: Json = False) -> None:
     from shoal.spec.load import load_profile
 
     profile = load_profile(profile_name(on))
-
-    def begin(storage: "Storage", on_event: "OnEvent", stop: "threading.Event") -> "Board":
-        from shoal.tune.folder import find_sweep
-        from shoal.tune.sweep import resume_sweep
-
-        return resume_sweep(find_sweep(storage, profile.storage.runs, sweep), profile, storage, on_event, stop)
-
-    _drive(profile, begin, on, as_json)
+    if outside.is_outside(profile, detach, keep):
+        outside.resume(sweep, True, profile, on, (), detach, keep, as_json)
+        return
+    sweeping.drive(profile, sweeping.go_on(sweep, profile), options_of(on), False, as_json)
 
 
 @app.command(short_help="A sweep's trials, best first; a page of it with --html.")
@@ -229,72 +199,3 @@ def _write(option: str, path: Path, text: str) -> None:
     except OSError as error:
         what = f"{path} cannot be written: {(error.strerror or str(error)).lower()}"
         raise SpecError(Problem(option, what, "name another file")) from None
-
-
-def _plan(job: "JobSpec", run_id: str | None) -> "SweepPlan":
-    import secrets
-    from datetime import UTC, datetime
-
-    from shoal import __version__
-    from shoal.runs import checked_id, new_run_id
-    from shoal.tune.folder import SWEEP_VERSION, SweepPlan
-
-    assert job.sweep
-    return SweepPlan(
-        version=SWEEP_VERSION,
-        shoal=__version__,
-        sweep_id=checked_id(run_id) if run_id else new_run_id(job.name, datetime.now(), secrets.token_hex(2)),
-        made=datetime.now(UTC).isoformat(timespec="seconds"),
-        spec=job.sweep,
-        job=without_sweep(job),
-    )
-
-
-def without_sweep(job: "JobSpec") -> "JobSpec":
-    """The job as if its `sweep` had never been written: what is not set stays so."""
-    from shoal.tune.space import apply
-
-    return apply(job, {})
-
-
-def _require_same(then: "SweepPlan", now: "SweepPlan") -> None:
-    from shoal.spec.load import require_same
-
-    require_same(now.sweep_id, then.job, now.job)
-    if then.spec != now.spec:
-        fix = "put it back, or give the new sweep an id of its own"
-        raise SpecError(Problem(f"--run-id {now.sweep_id}", "that sweep was begun with another `sweep` section", fix))
-
-
-def _drive(profile: "ClusterProfile", begin: "Begin", on: str | None, as_json: bool) -> None:
-    """Run under a display, with signals heard; print the leaderboard; leave with the status that says how it ended."""
-    from shoal.cli.interrupts import Interrupts
-    from shoal.tune.live import display_for
-    from shoal.tune.table import board_table
-
-    out = console(as_json)
-    display = display_for(out)
-    options = f" --on {on}" if on else ""
-    with Interrupts(display.on_event) as interrupts:
-        try:
-            with display, storage_of(profile) as storage:
-                found = begin(storage, interrupts.on_event, interrupts.stop)
-        except KeyboardInterrupt:
-            then = f"; go on with  shoal sweep resume {interrupts.run}{options}" if interrupts.run else ""
-            typer.echo(f"left at once{then}", err=True)
-            raise typer.Exit(interrupts.status) from None
-        except StorageError as error:
-            if interrupts.run is None:
-                raise
-            kept = Problem(interrupts.run, "is kept", f"go on with  shoal sweep resume {interrupts.run}{options}")
-            raise StorageError(*error.problems, kept) from error
-    if as_json:
-        typer.echo(json.dumps(found.as_json(), indent=1))
-    else:
-        out.print(board_table(found, out.width))
-        verb = "best" if not interrupts.stop.is_set() else "resume"
-        out.print(f"shoal sweep {verb} {found.sweep}{options}", markup=False, soft_wrap=True)
-    if interrupts.stop.is_set():
-        raise typer.Exit(interrupts.status)
-    if found.winner is None:
-        raise typer.Exit(NOTHING_FINISHED)

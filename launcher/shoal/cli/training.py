@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shoal.cli import outside
 from shoal.cli.common import Job, Json, On, Run, Set, console, load_both, profile_name, storage_of
 from shoal.errors import Problem, SpecError, StorageError
 
@@ -99,19 +100,9 @@ def run(
     if loaded.sweep is not None:
         fix = f"use  shoal sweep {job}  or train it once as it is written:  --set sweep=null"
         raise SpecError(Problem(job, "has a `sweep` section: it is trained many times", fix))
-
-    _require_kuberay(keep, profile)
-    if profile.submits:
-        from shoal.cli import submitting
-
-        submitting.run(loaded, profile, on, run_id, _flags(expect_improvement), detach, as_json)
+    if outside.is_outside(profile, detach, keep):
+        outside.run(loaded, profile, on, run_id, _flags(expect_improvement), detach, keep, as_json)
         return
-    if profile.kind == "kuberay":
-        from shoal.cli import kuberay
-
-        kuberay.run(loaded, profile, on, run_id, _flags(expect_improvement), detach, keep, as_json)
-        return
-    _require_submitting(detach)
 
     def begin(storage: "Storage", backend: "Backend", on_event: "OnEvent", stop: "threading.Event") -> "Outcome":
         if run_id and storage.exists(join(profile.storage.runs, run_id, "sweep.json")):
@@ -140,18 +131,9 @@ def resume(
     from shoal.spec.load import load_profile
 
     profile = load_profile(profile_name(on))
-    _require_kuberay(keep, profile)
-    if profile.submits:
-        from shoal.cli import submitting
-
-        submitting.resume(run, profile, on, _flags(expect_improvement), detach, as_json)
+    if outside.is_outside(profile, detach, keep):
+        outside.resume(run, False, profile, on, _flags(expect_improvement), detach, keep, as_json)
         return
-    if profile.kind == "kuberay":
-        from shoal.cli import kuberay
-
-        kuberay.resume(run, profile, on, _flags(expect_improvement), detach, keep, as_json)
-        return
-    _require_submitting(detach)
 
     def begin(storage: "Storage", backend: "Backend", on_event: "OnEvent", stop: "threading.Event") -> "Outcome":
         return launch.resume(run, profile, storage, backend, on_event, stop)
@@ -159,19 +141,8 @@ def resume(
     _train(profile, begin, on, expect_improvement, events, as_json)
 
 
-def _require_submitting(detach: bool) -> None:
-    if detach:
-        fix = "give a profile with  kind: ray  and  address: http://HEAD:8265  (cluster/ray-submit.yaml)"
-        raise SpecError(Problem("--detach", "this profile trains in this very process", fix))
-
-
-def _require_kuberay(keep: bool, profile: "ClusterProfile") -> None:
-    if keep and profile.kind != "kuberay":
-        raise SpecError(Problem("--keep", "nothing was applied that could be taken away", "it is for kind: kuberay"))
-
-
-def _flags(expect_improvement: bool) -> list[str]:
-    return ["--expect-improvement"] if expect_improvement else []
+def _flags(expect_improvement: bool) -> tuple[str, ...]:
+    return ("--expect-improvement",) if expect_improvement else ()
 
 
 def _train(

@@ -4,7 +4,7 @@ import json
 import shlex
 
 from shoal.kube import pods
-from shoal.kube.names import FILES, HOME, RUN_ID, Manifest, metadata, min_replicas
+from shoal.kube.names import FILES, HOME, RUN_ID, SWEEP, Manifest, metadata, min_replicas
 from shoal.spec.job import JobSpec
 from shoal.spec.kubernetes import KubernetesSpec, QueueSpec, WorkerGroupSpec
 
@@ -23,7 +23,7 @@ def ray_job(spec: KubernetesSpec, job: JobSpec, name: str, run_id: str, files: s
     """One run, or one sweep."""
     about = metadata(name, spec, name)
     about["labels"] |= queue_labels(spec.queue, name)
-    about["annotations"] = {RUN_ID: run_id}
+    about["annotations"] = {RUN_ID: run_id} | ({} if job.sweep is None else {SWEEP: "true"})
     body: Manifest = {
         "submissionMode": "K8sJobMode",
         "entrypoint": entrypoint(job, run_id),

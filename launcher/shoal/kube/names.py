@@ -13,7 +13,9 @@ MOST_JOB_NAME = 47
 """Characters of a RayJob's name: the operator appends six for its cluster, whose services' names must fit in 63."""
 PART_OF = {"app.kubernetes.io/part-of": "shoal"}
 RUN_ID = "shoal/run-id"
-"""Annotation with the run's whole id."""
+"""Annotation with the whole id of the run, or of the sweep."""
+SWEEP = "shoal/sweep"
+"""Annotation of a sweep alone."""
 FILES = "/etc/shoal"
 """Where the head's pod finds job and profile."""
 CACHE = "/cache"

@@ -13,14 +13,15 @@ from datetime import datetime
 from typing import Any
 
 from shoal.errors import ClusterError, Problem, SpecError
-from shoal.kube.names import PART_OF, RUN_ID, Manifest
+from shoal.kube import names
+from shoal.kube.names import PART_OF, Manifest
 from shoal.kuberay import words
 from shoal.kuberay.api import Api
 from shoal.kuberay.apply import GONE_S, INSTANCE, clear
 from shoal.kuberay.log import Transcript
 from shoal.spec.cluster import ClusterProfile
 from shoal.submit.dashboard import Job, Unanswered
-from shoal.submit.submission import RUN
+from shoal.submit.submission import RUN, SWEEP
 
 POLL_S = 2.0
 OPERATOR_S = 60.0
@@ -198,13 +199,14 @@ def job_of(body: Manifest) -> Job:
     if reason := status.get("reason"):
         message = f"{reason}: {message}"
     made = datetime.fromisoformat(about["creationTimestamp"]).timestamp()
-    run_id = about.get("annotations", {}).get(RUN_ID)
+    notes = about.get("annotations", {})
+    said_of = {theirs: notes[ours] for theirs, ours in ((RUN, names.RUN_ID), (SWEEP, names.SWEEP)) if ours in notes}
     return Job(
         id=about["name"],
         status=said,
         message=message,
         exit_code=int(code[1]) if code and said == "FAILED" else 0 if said == "SUCCEEDED" else None,
-        metadata={RUN: run_id} if run_id else {},
+        metadata=said_of,
         start=made,
     )
 

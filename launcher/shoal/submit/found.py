@@ -1,24 +1,29 @@
-"""A run seen from any machine: its folder in the store, its jobs on a cluster, either of which may be out of sight."""
+"""A run or a sweep seen from any machine: its folder in the store, its jobs on a cluster, either of which may be out of sight."""
 
-import json
+from collections.abc import Set
 from dataclasses import dataclass
 
 from shoal import lease
 from shoal.errors import ClusterError, Problem, StorageError
 from shoal.record.rows import Row, read
-from shoal.runs import RunFolder, find_id, made_order
+from shoal.runs import TRIAL_ID, RunFolder, find_id, made_order
 from shoal.storage import Storage, absolute, join
 from shoal.submit.dashboard import Job
 from shoal.submit.jobs import Jobs
-from shoal.submit.submission import RUN
+from shoal.submit.submission import RUN, SWEEP
+
+RUN_PLAN, SWEEP_PLAN = "plan.json", "sweep.json"
+"""What a driver writes into its folder first."""
+SUBMISSION = "submission.json"
 
 
 @dataclass(frozen=True)
 class Found:
-    """One run."""
+    """One run, or one sweep: both have a lease, events and the job file under the same names."""
 
     id: str
     folder: RunFolder
+    is_sweep: bool
     in_store: bool
     """Whether anything of it can be read from here."""
     jobs: list[Job]
@@ -34,29 +39,42 @@ class Found:
         """Whether a driver holds it, as far as the store says."""
         return self.in_store and lease.is_held(self.folder)
 
+    @property
+    def has_begun(self) -> bool:
+        return has_begun(self.folder)
+
+    @property
+    def is_finished(self) -> bool:
+        if not self.is_sweep:
+            return self.folder.storage.exists(self.folder.result)
+        ends = [row["state"] for row in read(self.folder).events if row["kind"] == "ended"]
+        return bool(ends) and ends[-1] == "finished"
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether there is anything that a resume would not do again."""
+        if not self.in_store:
+            return False
+        return self.is_sweep or bool(self.folder.storage.list(f"{self.folder.checkpoints}*/manifest.json"))
+
     def rows(self) -> list[Row]:
         """What it wrote down, in the order of time."""
         record = read(self.folder)
         return sorted([*record.events, *record.metrics], key=lambda row: row.get("time", ""))
 
-    def result(self) -> Row | None:
-        """How it finished; None while it has not."""
-        storage = self.folder.storage
-        return json.loads(storage.read(self.folder.result)) if storage.exists(self.folder.result) else None
-
 
 def submission_url(folder: RunFolder) -> str:
     """Who drives it: there before the plan is."""
-    return join(folder.url, "submission.json")
+    return join(folder.url, SUBMISSION)
 
 
-def submitted_ids(storage: Storage, runs_url: str) -> list[str]:
-    """Runs that were handed to a cluster, whether they have begun there or not."""
-    return [one.url.split("/")[-2] for one in storage.list(join(absolute(runs_url), "*", "submission.json"))]
+def has_begun(folder: RunFolder) -> bool:
+    """Whether its driver has made a plan. Raises: StorageError."""
+    return any(folder.storage.exists(join(folder.url, name)) for name in (RUN_PLAN, SWEEP_PLAN))
 
 
 def find(beginning: str, storage: Storage, runs_url: str, dashboard: Jobs | None) -> Found:
-    """The one run whose id begins so, in the store or on the cluster.
+    """The one run or sweep whose id begins so, in the store or on the cluster.
 
     Raises: SpecError with the candidates; what the store or the cluster refuses, when neither can be asked.
     """
@@ -66,19 +84,33 @@ def find(beginning: str, storage: Storage, runs_url: str, dashboard: Jobs | None
         jobs = dashboard.jobs() if dashboard else []
     except ClusterError as error:
         told = error
+    sweeps = {job.metadata[RUN] for job in jobs if SWEEP in job.metadata}
     try:
-        begun = storage.list(join(absolute(runs_url), "*", "plan.json"))
-        stored = {one.url.split("/")[-2] for one in begun} | set(submitted_ids(storage, runs_url))
+        begun = _with(SWEEP_PLAN, storage, runs_url)
+        stored = begun | _with(RUN_PLAN, storage, runs_url) | _with(SUBMISSION, storage, runs_url)
+        sweeps |= begun
     except StorageError:
         if dashboard is None or told is not None:
             raise
         stored = set()
-    ids = sorted(stored | {job.metadata[RUN] for job in jobs if RUN in job.metadata}, key=made_order)
+    known = stored | {job.metadata[RUN] for job in jobs if RUN in job.metadata}
+    ids = sorted((one for one in known if not _is_behind(one, beginning, sweeps)), key=made_order)
     if not ids and told is not None:
         raise told
     id = find_id(ids, beginning, runs_url, "run", "start one with `shoal run JOB`")
     folder = RunFolder(storage, join(absolute(runs_url), id))
-    return Found(id, folder, id in stored, [job for job in jobs if job.metadata.get(RUN) == id])
+    return Found(id, folder, id in sweeps, id in stored, [job for job in jobs if job.metadata.get(RUN) == id])
+
+
+def _with(name: str, storage: Storage, runs_url: str) -> set[str]:
+    """Ids of the folders that hold such a file."""
+    return {one.url.split("/")[-2] for one in storage.list(join(absolute(runs_url), "*", name))}
+
+
+def _is_behind(id: str, beginning: str, sweeps: Set[str]) -> bool:
+    """Whether it is a trial of a sweep whose id begins so too: the sweep is meant."""
+    trial = TRIAL_ID.fullmatch(id)
+    return trial is not None and trial["sweep"] in sweeps and trial["sweep"].startswith(beginning)
 
 
 def ask_to_stop(found: Found, dashboard: Jobs | None, by: str, now: bool) -> str:

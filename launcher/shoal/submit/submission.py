@@ -1,7 +1,8 @@
-"""A run handed to a cluster: its job and its profile travel as two small variables, Shoal itself only where it is missing.
+"""A run or a sweep handed to a cluster: its job and its profile travel as two small variables, Shoal itself only where it
+is missing.
 
-What starts there is `shoal run` as anybody would type it on the head: `kind: ray`, `address: auto`. Nothing of this
-machine travels along: no working directory, no value of a variable, no key.
+What starts there is `shoal run` or `shoal sweep run` as anybody would type it on the head: `kind: ray`, `address: auto`.
+Nothing of this machine travels along: no working directory, no value of a variable, no key.
 """
 
 import getpass
@@ -24,7 +25,9 @@ from shoal.submit.place import Place
 JOB, PROFILE = "SHOAL_JOB", "SHOAL_CLUSTER"
 """Variables that the job file and the profile come in."""
 RUN = "shoal_run"
-"""The run's id in a job's metadata."""
+"""The id of a run, or of a sweep, in a job's metadata."""
+SWEEP = "shoal_sweep"
+"""In a job's metadata as well, of a sweep."""
 STOP_WAIT_S = 600
 """How long Ray waits for a driver that it has sent SIGTERM, rather than its 3 s: time to finish a step and save."""
 
@@ -57,16 +60,17 @@ def request(
 ) -> dict[str, Any]:
     """Entrypoint, environment and metadata; without a `job`, the run of that id goes on. Pure."""
     variables = {PROFILE: profile_there(profile), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
-    if job is None:
-        words = ["resume", run_id]
-    else:
+    metadata = {RUN: run_id, "folder": folder}
+    words = ["resume", run_id]
+    if job is not None:
         words = ["run", f"env:{JOB}", "--run-id", run_id]
         variables[JOB] = job_text(job)
+        if job.sweep is not None:
+            words, metadata[SWEEP] = ["sweep", *words], "yes"
     command = [place.executable, "-m", "shoal", *words, "--on", f"env:{PROFILE}", "--events", *flags]
     environment: dict[str, Any] = {"env_vars": variables}
     if place.needs(package):
         environment["py_modules"] = [package.uri]
-    metadata = {RUN: run_id, "folder": folder}
     return {"entrypoint": f"exec {shlex.join(command)}", "runtime_env": environment, "metadata": metadata}
 
 

@@ -116,8 +116,8 @@ class Lines:
     def on_event(self, event: Event) -> None:
         self.trials.see(event)
         if line := record(event, self.trials):
-            now = datetime.now().strftime("%H:%M:%S")
-            self.console.print(f"{now} {line}", markup=False, highlight=False, soft_wrap=True)
+            moment = datetime.fromisoformat(event["time"]).astimezone() if "time" in event else datetime.now()
+            self.console.print(f"{moment:%H:%M:%S} {line}", markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         return self

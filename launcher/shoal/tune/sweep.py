@@ -62,7 +62,7 @@ def run_sweep(
     Raises: ShoalError; StorageError when there is a sweep of that id.
     """
     folder = SweepFolder.of(storage, profile.storage.runs, plan.sweep_id)
-    with held(folder.lease, on_lost=stop.set):
+    with held(folder.lease, on_lost=stop.set, on_asked=_asked(on_event, stop)):
         folder.write_plan(plan)
         return _drive(plan, folder, profile, storage, on_event, stop, backend)
 
@@ -77,12 +77,20 @@ def resume_sweep(
 ) -> Board:
     """Go on with a sweep: trials that ended are kept, the others continue. One that is finished is shown."""
     plan = folder.read_plan()
-    with held(folder.lease, on_lost=stop.set, wait_s=LEASE_S):
+    with held(folder.lease, on_lost=stop.set, wait_s=LEASE_S, on_asked=_asked(on_event, stop)):
         if _is_finished(folder):
             on_event(_begins(plan, folder))
             on_event({"kind": "note", "message": f"{folder.id} is finished already: there is nothing to do"})
             return board(folder)
         return _drive(plan, folder, profile, storage, on_event, stop, backend)
+
+
+def _asked(on_event: OnEvent, stop: threading.Event) -> Callable[[str], None]:
+    def leave(by: str) -> None:
+        on_event({"kind": "note", "message": f"{by} asks to stop: the trials that run save first"})
+        stop.set()
+
+    return leave
 
 
 def _begins(plan: SweepPlan, folder: SweepFolder) -> Event:
