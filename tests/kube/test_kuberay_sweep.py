@@ -79,3 +79,9 @@ def test_a_sweep_goes_on_as_a_sweep(cluster: Cluster, tell: Tell) -> None:
     assert status == 2 and "a-run: is a sweep; `shoal sweep resume a-run` goes on with it" in err
     status, _, err = tell("sweep", "resume", RUN)
     assert status == 5 and "its folder cannot be read from here; use its job file again, with --run-id a-run" in err
+
+
+def test_what_cannot_work_is_told_here_although_the_store_is_out_of_sight(cluster: Cluster, tell: Tell) -> None:
+    status, _, err = sweep(tell, "--set", "sweep.workers=64")
+    assert status == 2 and "error: sweep.workers: 64 for each trial, but the profile has 2; use at most 2" in err
+    assert not cluster.asked

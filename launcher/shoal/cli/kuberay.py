@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from shoal.cli.work import Work, sees
+from shoal.cli.work import Work
 from shoal.display import Display
 from shoal.errors import ClusterError
 from shoal.spec.cluster import ClusterProfile
@@ -49,9 +49,7 @@ class Applying:
         manifests = _rendered(job, self.profile, work.id, flags)
         folder = RunFolder(storage, join(absolute(self.profile.storage.runs), work.id))
         display.on_event({"kind": "phase", "phase": "planning", "detail": job.model.base})
-        in_sight = sees(storage, self.profile, display)
-        if in_sight:
-            work.plan(job, self.profile, storage)
+        in_sight = work.plan(job, self.profile, storage, display)
         display.on_event({"kind": "phase", "phase": "applying", "detail": self.jobs.address})
 
         def tell(message: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from shoal.cli.work import Work, sees
+from shoal.cli.work import Work
 from shoal.display import Display, size
 from shoal.errors import SpecError
 from shoal.spec.cluster import ClusterProfile
@@ -47,14 +47,12 @@ class Submitting:
         least = trial_profile(job.sweep, profile) if job and job.sweep else profile
         with ThreadPoolExecutor(1, thread_name_prefix="look") as pool:
             looking = pool.submit(examined, self.jobs, least, own, job.model.token if job else None)
-            sees_store = sees(storage, profile, display)
-            if job is not None and sees_store:
-                work.plan(job, profile, storage)  # mistakes are told before anything is shipped
+            in_sight = work.plan(job, profile, storage, display)  # mistakes are told before anything is shipped
             place: Place = looking.result()
         display.on_event({"kind": "phase", "phase": "submitting", "detail": profile.address})
         wanted = request(profile, work.id, folder.url, job, place, own, *flags)
         submitted = submit(self.jobs, work.id, wanted, place, own)
-        if sees_store:
+        if in_sight:
             storage.write(submission_url(folder), as_json(submitted))
         had = f"shoal {own.version} went along" if place.needs(own) else f"shoal {place.shoal} is there"
         sent = f"{size(sum(self.jobs.sent))} sent"

@@ -9,7 +9,7 @@ import typer
 from shoal.cli.common import console, storage_of
 from shoal.cli.relay import board_of, outcome_of
 from shoal.display import Display, display_for, tell_ending
-from shoal.errors import StorageError
+from shoal.errors import SpecError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,17 +48,26 @@ class Work:
 
         return live.display_for(out)
 
-    def plan(self, job: "JobSpec", profile: "ClusterProfile", storage: "Storage") -> None:
-        """As its driver will. Raises: ShoalError with everything that cannot work."""
-        if not self.is_sweep:
-            from shoal.launch import plan_job
+    def plan(self, job: "JobSpec | None", profile: "ClusterProfile", storage: "Storage", display: Display) -> bool:
+        """Plan it as its driver will; whether the store is in sight, without which the driver finds most mistakes.
 
-            plan_job(job, profile, storage, self.id)
-            return
+        Raises: ShoalError with everything that cannot work.
+        """
+        from shoal.launch import plan_job
+        from shoal.tune.checks import place_problems
         from shoal.tune.forecast import forecast
 
-        assert job.sweep
-        forecast(job.sweep, job, profile, storage)
+        in_sight = _sees(storage, profile, display)
+        if job is None:
+            return in_sight
+        if job.sweep is None:
+            if in_sight:
+                plan_job(job, profile, storage, self.id)
+        elif in_sight:
+            forecast(job.sweep, job, profile, storage)
+        elif wrong := list(place_problems(job.sweep, profile)):
+            raise SpecError(*wrong)
+        return in_sight
 
     def tell(self, outcome: "Event", profile: "ClusterProfile") -> None:
         """How it ended, as its driver would have said it here."""
@@ -70,7 +79,7 @@ class Work:
         _tell_run(console(), outcome, profile, self.options, self.as_json)
 
 
-def sees(storage: "Storage", profile: "ClusterProfile", display: Display) -> bool:
+def _sees(storage: "Storage", profile: "ClusterProfile", display: Display) -> bool:
     """Whether the store can be read from here; where only the cluster reaches it, the driver finds the mistakes."""
     from shoal.storage import join
 
