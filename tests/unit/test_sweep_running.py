@@ -21,6 +21,7 @@ from shoal.tune.board import Point
 from shoal.tune.folder import Origin, SweepFolder, Trial, TrialEnd
 from shoal.tune.known import look_up, successor
 from shoal.tune.pace import Pace
+from shoal.tune.recall import Recalling
 from shoal.tune.sitting import Sitting
 from shoal.tune.watch import Watch
 
@@ -138,10 +139,11 @@ def test_pbt_keeps_inside_the_space() -> None:
 
 def test_schedulers_count_in_tokens() -> None:
     asha = search.scheduler(sweep_plan(scheduler="asha").spec, PACE)
-    assert isinstance(asha, ASHAScheduler) and asha._time_attr == "tokens"
-    assert [rung for rung, _ in asha._brackets[0]._rungs] == [900, 300, 100]
+    assert isinstance(asha, Recalling) and isinstance(asha.own, ASHAScheduler) and asha.own._time_attr == "tokens"
+    assert [rung for rung, _ in asha.own._brackets[0]._rungs] == [900, 300, 100]
     median = search.scheduler(sweep_plan(scheduler="median").spec, PACE)
-    assert isinstance(median, MedianStoppingRule) and median._grace_period == 225
+    assert isinstance(median, Recalling) and isinstance(median.own, MedianStoppingRule)
+    assert median.own._grace_period == 225
     rates = {"optimizer.learning_rate": {"loguniform": [1e-4, 1e-2]}}
     pbt = search.scheduler(sweep_plan(rates, scheduler="pbt").spec, PACE)
     assert isinstance(pbt, PopulationBasedTraining) and pbt._perturbation_interval == 225

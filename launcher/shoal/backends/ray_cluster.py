@@ -33,9 +33,10 @@ class RayCluster(RayTrain):
     """Workers on the nodes of a running Ray cluster, which may leave and come back."""
 
     place = "a Ray cluster"
+    environment = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{GROUP_S:g}"}
 
     def connect(self) -> str:
-        set_environment({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{GROUP_S:g}"})
+        set_environment(self.environment)
         import ray
 
         _require_listener(self.profile.address)

@@ -21,7 +21,7 @@ class RayLocal(RayTrain):
     place = "an embedded Ray"
 
     def connect(self) -> str:
-        set_environment({})
+        set_environment(self.environment)
         import ray
 
         resources = self.profile.resources_per_worker

@@ -60,6 +60,8 @@ class RayTrain(ABC):
 
     place: str
     """Where the workers are, in words."""
+    environment: Mapping[str, str] = {}
+    """What this kind of Ray reads beside RAY_ENVIRONMENT."""
 
     def __init__(self, profile: ClusterProfile, entry: Entry | None = None) -> None:
         """`entry` stands in for train.entry.run."""

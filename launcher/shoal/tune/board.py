@@ -10,6 +10,8 @@ from shoal.record import rows
 from shoal.record.rows import Record
 from shoal.tune.folder import SweepFolder, SweepPlan, Trial, TrialEnd
 
+WORST = {"min": 1e30, "max": -1e30}
+
 
 @dataclass(frozen=True)
 class Point:
@@ -19,6 +21,8 @@ class Point:
     tokens: int
     """Seen until then."""
     value: float
+    time: str = ""
+    """UTC, ISO 8601; empty before it is written down."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def curve(record: Record, metric: str) -> list[Point]:
             # A row that speaks for several steps has the tokens of the last one: steps are about alike.
             tokens += row.get("tokens", 0) * row.get("covers", {}).get("steps", 1)
         if row["kind"] == wanted and row.get("loss") is not None:
-            points.append(Point(row["step"], tokens, row["loss"]))
+            points.append(Point(row["step"], tokens, row["loss"], row.get("time", "")))
     return points
 
 
@@ -164,6 +168,11 @@ def best(points: Iterable[Point], mode: str) -> float | None:
     """The best value after the first step."""
     values = [point.value for point in points if point.step]
     return (min if mode == "min" else max)(values, default=None)
+
+
+def comparable(value: float, mode: str) -> float:
+    """What schedulers and searchers are told: a loss that is no number is worse than any that is."""
+    return value if math.isfinite(value) else WORST[mode]
 
 
 def searched(rows: Sequence[Standing]) -> list[str]:

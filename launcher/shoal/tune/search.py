@@ -16,7 +16,9 @@ from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, SearchGenerator
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from shoal.spec.sweep import WHOLE, Dimension, SweepSpec
+from shoal.tune.known import Known
 from shoal.tune.pace import Pace, grace_period, perturbation_interval
+from shoal.tune.recall import Recalling
 from shoal.tune.space import Params
 
 METRIC, TIME = "metric", "tokens"
@@ -72,12 +74,12 @@ def samples(spec: SweepSpec, trials: int) -> int:
     return math.ceil(trials / grids)
 
 
-def scheduler(spec: SweepSpec, one: Pace) -> TrialScheduler:
-    """What stops trials. `one`: the pace of a trial of the job as it stands."""
+def scheduler(spec: SweepSpec, one: Pace, known: Sequence[Known] = ()) -> TrialScheduler:
+    """What stops trials. `one`: the pace of a trial of the job as it stands; `known`: the trials before a resume."""
     match spec.scheduler:
         case "asha":
             grace = grace_period(spec, one)
-            return ASHAScheduler(
+            asha = ASHAScheduler(
                 time_attr=TIME,
                 max_t=max(one.tokens, grace),
                 grace_period=grace,
@@ -85,13 +87,15 @@ def scheduler(spec: SweepSpec, one: Pace) -> TrialScheduler:
                 brackets=spec.asha.brackets,
                 stop_last_trials=False,  # who comes to the end finishes: it is exported
             )
+            return Recalling(asha, known, METRIC, spec.mode, TIME)
         case "median":
-            return MedianStoppingRule(
+            median = MedianStoppingRule(
                 time_attr=TIME,
                 grace_period=grace_period(spec, one),
                 min_samples_required=spec.median.min_samples_required,
                 min_time_slice=math.inf,  # pyright: ignore[reportArgumentType]  trials never make way for others
             )
+            return Recalling(median, known, METRIC, spec.mode, TIME)
         case "pbt":
             pbt = spec.pbt
             return PopulationBasedTraining(

@@ -19,7 +19,7 @@ from shoal.backends import OnEvent
 from shoal.backends.group import beside, trainer
 from shoal.backends.ray_cluster import RayCluster
 from shoal.backends.ray_local import RayLocal
-from shoal.backends.ray_train import RAY, Entry, RayTrain
+from shoal.backends.ray_train import RAY, Entry, RayTrain, set_environment
 from shoal.errors import ShoalError
 from shoal.plan.types import Plan
 from shoal.spec.cluster import ClusterProfile
@@ -48,7 +48,8 @@ class Slot(RayTrain):
         """Held while data of that digest are prepared."""
 
     def connect(self) -> str:
-        """This process is in that Ray already: where its logs are."""
+        """This process is in that Ray already: where its logs are. It is a child of the cluster, not of the driver."""
+        set_environment(self.environment)
         from ray._private.worker import _global_node
 
         assert _global_node is not None, "a slot is made in a process of Ray's"

@@ -196,6 +196,7 @@ def _tune(
     from ray import tune
 
     from shoal.tune import search
+    from shoal.tune.known import look_up
     from shoal.tune.pace import pace
     from shoal.tune.post import Post
     from shoal.tune.trial import Shared, TrialActor
@@ -207,6 +208,8 @@ def _tune(
     name = f"post-{folder.id}-{secrets.token_hex(4)}"
     post = beside(Post, name=name)
     suggests = search.search(spec, _suggested(earlier), concurrent)
+    stopping = spec.scheduler in ("asha", "median")
+    known = [look_up(folder, one.number, spec.metric, population=False) for one, _ in earlier if stopping]
     price = (each.price_per_worker_hour or 0.0) * each.max_workers
     watch = Watch(spec, folder, post, suggests, price, on_event, stop)
     seat = _seat(concurrent)
@@ -219,7 +222,7 @@ def _tune(
             metric=search.METRIC,
             mode=spec.mode,
             search_alg=suggests,
-            scheduler=search.scheduler(spec, pace(made, spec.metric)),
+            scheduler=search.scheduler(spec, pace(made, spec.metric), known),
             num_samples=search.samples(spec, trial_count(spec)),
             reuse_actors=True,
             trial_name_creator=_names(folder, [trial.number for trial, _ in earlier]),

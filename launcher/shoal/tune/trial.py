@@ -9,7 +9,6 @@ a number and a run of its own, whose plan names that checkpoint as its parent, g
 """
 
 import contextlib
-import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from shoal.spec.cluster import ClusterProfile
 from shoal.storage import Storage
 from shoal.train import manifest
 from shoal.train.world import Event
-from shoal.tune.board import Point, best
+from shoal.tune.board import Point, best, comparable
 from shoal.tune.folder import Origin, SweepFolder, SweepPlan, TrialEnd
 from shoal.tune.known import look_up, successor
 from shoal.tune.sitting import Sitting
@@ -38,7 +37,6 @@ POLL_S = 0.5
 """How often a trial tells of its steps, and hears whether it must leave."""
 SAVE_S = 300.0
 """How long a checkpoint for another trial may take; then an older one is given."""
-WORST = {"min": 1e30, "max": -1e30}
 Result = dict[str, Any]
 
 
@@ -227,17 +225,19 @@ class TrialActor(tune.Trainable):
     def _result(self, point: Point) -> Result:
         self.points.append(point)
         end = self._make_end("stopped", "")
-        return self._said(end, step=point.step, tokens=point.tokens) | {"metric": self._comparable(point.value)}
+        return self._said(end, step=point.step, tokens=point.tokens) | {
+            "metric": comparable(point.value, self.spec.mode)
+        }
 
     def _last(self, end: TrialEnd, told: bool = False) -> Result:
         """The end of the trial. `told`: it stands in the store already. One that failed has no value."""
         said = self._said(end, step=end.step, tokens=end.tokens) | {"done": True, "told": told}
         self._tell()
-        return said if end.state == "failed" or end.metric is None else said | {"metric": self._comparable(end.metric)}
-
-    def _comparable(self, value: float) -> float:
-        """What schedulers and searchers are told: a loss that is no number is worse than any that is."""
-        return value if math.isfinite(value) else WORST[self.spec.mode]
+        return (
+            said
+            if end.state == "failed" or end.metric is None
+            else said | {"metric": comparable(end.metric, self.spec.mode)}
+        )
 
     def _left(self, why: str) -> Result:
         """The trial leaves, and can go on."""
