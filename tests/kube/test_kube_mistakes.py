@@ -80,7 +80,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     (
         "GPUs without cores",
         {"resources_per_worker": {"cpu": 8, "gpu": 1}, f"{GROUP}.0.gpus": 2, f"{GROUP}.0.cpus": 8},
-        (f"{GROUP}[0].cpus", "8 holds 1 workers of 8", "raise cpus to 16"),
+        (f"{GROUP}[0].cpus", "8 holds 1 worker of 8", "raise cpus to 16"),
     ),
     (
         "another GPU",
@@ -96,6 +96,30 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         (GROUP, "different GPUs: A100, H100", "resources_per_worker.accelerator_type"),
     ),
     ("twins", {GROUP: [PROFILE["kubernetes"]["worker_groups"][0]] * 2}, (GROUP, "two groups are called cpu")),
+    (
+        "another case",
+        {"resources_per_worker": {"cpu": 1, "gpu": 1, "accelerator_type": "h100"}, f"{GROUP}.0": {"name": "a", **H100}},
+        ("resources_per_worker.accelerator_type", "h100, but the groups' GPUs are H100", "write H100"),
+    ),
+    (
+        "shares of a GPU",
+        {"resources_per_worker": {"cpu": 1, "gpu": 0.5}, f"{GROUP}.0": {"name": "a", **H100}},
+        ("resources_per_worker.gpu", "0.5 of a GPU for each of 2 workers", "trials of one worker"),
+    ),
+    (
+        "a cache of this machine",
+        {"storage.cache": "/data"},
+        ("storage.cache: /data, and pods have theirs", "leave it out"),
+    ),
+    (
+        "a number for text",
+        {"kubernetes.env": {"NCCL_IB_DISABLE": 1}},
+        ("NCCL_IB_DISABLE: is 1; allowed: text", "quotes"),
+    ),
+    ("a name for nothing", {"kubernetes.env": {"1X": "a"}}, ("env.1X: is not a name", "matches ^[A-Za-z_]")),
+    ("a namespace", {"kubernetes.namespace": "Shoal"}, ("'Shoal'; allowed: up to 63 lower-case letters, digits",)),
+    ("a queue", {"kubernetes.queue": {"scheduler": "kueue", "name": ""}}, ("''; allowed", "not empty")),
+    ("a store without a scheme", {"storage.s3.endpoint_url": "s3.local"}, ("'s3.local'; allowed", "such as https://")),
     ("spot nowhere", {f"{GROUP}.0.spot": True}, (f"{GROUP}[0].spot", "nothing brings the pods to spot nodes")),
     ("shm is memory", {f"{GROUP}.0.shm_gib": 8}, (f"{GROUP}[0].memory_gib", "volumes in memory may take 8")),
     (
@@ -237,6 +261,12 @@ def test_what_a_job_names_must_be_where_pods_see_it(tmp_path: Path, job: str, wo
     assert (not told and not words) or (words and all(word in told[0] for word in words)), told
 
 
+def test_trials_of_one_worker_may_share_a_gpu(tmp_path: Path):
+    shared = {"resources_per_worker": {"cpu": 1, "gpu": 0.5}, f"{GROUP}.0": {"name": "a", **H100}}
+    sweep = "sweep: {space: {lora.r: [8, 16]}, metric: train.loss, workers: 1}\n"
+    assert said(tmp_path, shared, JOB + sweep) == []
+
+
 def test_a_token_that_a_secret_holds_is_no_mistake(tmp_path: Path):
     job = JOB.replace("base: some/model", "base: some/model, token: 'env:HF_TOKEN'")
     named = {**PROFILE["kubernetes"]["secret_env"], "HF_TOKEN": {"name": "hub", "key": "token"}}
@@ -271,6 +301,8 @@ def test_a_model_that_is_a_folder_here_and_could_be_the_hubs_is_told(
         (["--pool", "job.yaml"], "--pool: renders a cluster"),
         (["--pool", "--run-id", "a"], "take --set and --run-id out"),
         (["job.yaml", "--run-id", "A Run"], "cannot name a run"),
+        (["job.yaml", "--run-id", ""], "'' cannot name a run"),
+        (["sweep.yaml"], "sweep.workers: 9 for each trial, but the profile has 2"),
         (["job.yaml", "--out", "job.yaml/under"], "cannot be written"),
     ],
 )
@@ -282,6 +314,7 @@ def test_a_command_that_cannot_be_is_told(
     capsys: pytest.CaptureFixture[str],
 ):
     (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "sweep.yaml").write_text(JOB + "sweep: {space: {lora.r: [8, 16]}, metric: train.loss, workers: 9}\n")
     monkeypatch.chdir(tmp_path)
     profile = ["--on", str(ROOT / "cluster" / "kuberay.yaml")]
     monkeypatch.setattr(sys, "argv", ["shoal", "render", *arguments, *profile])

@@ -221,6 +221,27 @@ def test_the_table_of_other_names_points_at_fields_that_exist(kind):
             shape = shape["properties"][part]
 
 
+@pytest.mark.parametrize(
+    ("job", "file", "words"),
+    [
+        (False, "cluster/ray-aws.yaml", ("is a file of Ray's cluster launcher", "ray up", "cluster/ray-submit.yaml")),
+        (False, "k8s/overlays/cpu/manifests/rayjob.yaml", ("is a Kubernetes manifest", "rendered from")),
+        (False, "jobs/sft-lora.yaml", ("is a job file, and --on names a cluster profile", "turn the two round")),
+        (True, "cluster/kuberay.yaml", ("is a cluster profile, and a job file is asked", "turn the two round")),
+        (True, "cluster/ray-gcp.yaml", ("is a file of Ray's cluster launcher",)),
+    ],
+)
+def test_a_file_of_another_kind_is_one_mistake(job: bool, file: str, words: tuple[str, ...]):
+    with pytest.raises(SpecError) as caught:
+        (load_job if job else load_profile)(ROOT / file)
+    assert len(caught.value.problems) == 1
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_name_that_is_too_long_is_told_how_long_it_may_be():
+    assert "up to 40 lower-case letters" in only(LEAST.replace("tiny", "a" * 41))
+
+
 # Overrides
 
 

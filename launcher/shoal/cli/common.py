@@ -37,6 +37,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
+def checked_run_id(given: str | None) -> str | None:
+    """What `--run-id` was given, looked at before anything else: an empty variable of a script is no id."""
+    from shoal.runs import checked_id
+
+    return None if given is None else checked_id(given)
+
+
 def profile_name(on: str | None) -> str:
     if on:
         return on

@@ -44,9 +44,9 @@ def run(
     detach: bool, keep: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """`shoal run`, or `shoal sweep` of a job that has one, there. Leaves with its status."""
-    from shoal.runs import checked_id, new_run_id
+    from shoal.runs import new_run_id
 
-    run_id = checked_id(run_id) if run_id else new_run_id(job.name, datetime.now(), secrets.token_hex(2))
+    run_id = run_id or new_run_id(job.name, datetime.now(), secrets.token_hex(2))
     work = Work(run_id, job.sweep is not None, options_of(on), as_json)
     _hand_over(work, job, _way(profile), flags, detach, keep)
 

@@ -68,10 +68,13 @@ def _pool(on: str | None) -> "list[Manifest]":
 
 def _run(job: str, on: str | None, set_: list[str] | None, run_id: str | None) -> "list[Manifest]":
     from shoal.kube.render import run
-    from shoal.runs import checked_id, new_run_id
+    from shoal.runs import new_run_id
+    from shoal.tune.checks import place_problems
 
     loaded, profile = load_both(job, set_, on)
-    named = checked_id(run_id) if run_id else new_run_id(loaded.name, datetime.now(), secrets.token_hex(2))
+    if loaded.sweep and (wrong := list(place_problems(loaded.sweep, profile))):
+        raise SpecError(*wrong)
+    named = run_id or new_run_id(loaded.name, datetime.now(), secrets.token_hex(2))
     return run(loaded, profile, named, files_here(loaded))
 
 

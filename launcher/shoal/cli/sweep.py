@@ -8,7 +8,18 @@ import typer
 from typer.core import TyperGroup
 
 from shoal.cli import outside, sweeping
-from shoal.cli.common import Job, Json, On, Set, console, load_both, options_of, profile_name, storage_of
+from shoal.cli.common import (
+    Job,
+    Json,
+    On,
+    Set,
+    checked_run_id,
+    console,
+    load_both,
+    options_of,
+    profile_name,
+    storage_of,
+)
 from shoal.cli.training import Detach, Events, Keep
 from shoal.errors import Problem, SpecError
 
@@ -20,6 +31,7 @@ SweepId = Annotated[
         "--run-id",
         metavar="ID",
         help="Call the sweep so. Given once more, it goes on with that sweep, or says that it is finished.",
+        callback=checked_run_id,
     ),
 ]
 

@@ -67,7 +67,7 @@ def _plan(job: "JobSpec", run_id: str | None) -> "SweepPlan":
     from datetime import UTC, datetime
 
     from shoal import __version__
-    from shoal.runs import checked_id, new_run_id
+    from shoal.runs import new_run_id
     from shoal.tune.folder import SWEEP_VERSION, SweepPlan
     from shoal.tune.space import apply
 
@@ -75,7 +75,7 @@ def _plan(job: "JobSpec", run_id: str | None) -> "SweepPlan":
     return SweepPlan(
         version=SWEEP_VERSION,
         shoal=__version__,
-        sweep_id=checked_id(run_id) if run_id else new_run_id(job.name, datetime.now(), secrets.token_hex(2)),
+        sweep_id=run_id or new_run_id(job.name, datetime.now(), secrets.token_hex(2)),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         spec=job.sweep,
         job=apply(job, {}),  # without its `sweep`: what is not set stays so

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli import outside
-from shoal.cli.common import Job, Json, On, Run, Set, console, load_both, profile_name, storage_of
+from shoal.cli.common import Job, Json, On, Run, Set, checked_run_id, console, load_both, profile_name, storage_of
 from shoal.errors import Problem, SpecError, StorageError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ RunId = Annotated[
         "--run-id",
         metavar="ID",
         help="Call the run so. Given once more, it goes on with that run, or says that it is finished.",
+        callback=checked_run_id,
     ),
 ]
 Expect = Annotated[

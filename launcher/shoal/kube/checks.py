@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from shoal.errors import Problem
-from shoal.kube.names import fits, min_replicas
+from shoal.kube.names import CACHE, fits, min_replicas
 from shoal.plan import places
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.job import JobSpec, SourceSpec
@@ -36,6 +36,9 @@ def problems(profile: ClusterProfile) -> Iterator[Problem]:
     if spec is None:
         return  # places has said so
     yield from _image(spec)
+    if "cache" in profile.storage.model_fields_set:
+        what = f"{profile.storage.cache}, and pods have theirs in the volume at {CACHE}"
+        yield Problem("storage.cache", what, "leave it out; kubernetes.worker_groups[].cache says how large it is")
     for index, group in enumerate(spec.worker_groups):
         yield from _group(f"kubernetes.worker_groups[{index}]", group, spec, profile)
     yield from _groups(spec, profile)
@@ -71,6 +74,7 @@ def of_job(job: JobSpec, profile: ClusterProfile, here: frozenset[str]) -> Itera
             continue
         yield Problem(where, f"{place} is on this machine, and pods do not see it", "copy it to s3://")
     yield from _token(job, profile)
+    yield from places.shared_gpu(profile, (job.sweep and job.sweep.workers) or profile.max_workers)
 
 
 def _local(place: str) -> bool:
@@ -128,7 +132,8 @@ def _group(where: str, group: WorkerGroupSpec, spec: KubernetesSpec, profile: Cl
             "raise cpus, or lower resources_per_worker.cpu",
         )
     elif each.gpu and fits(group, profile) < group.gpus:
-        what = f"{group.cpus} holds {fits(group, profile)} workers of {each.cpu:g}, and the pod has {group.gpus} GPUs"
+        held = fits(group, profile)
+        what = f"{group.cpus} holds {held} worker{'s' * (held > 1)} of {each.cpu:g}, and the pod has {group.gpus} GPUs"
         yield Problem(
             f"{where}.cpus",
             what,
@@ -155,8 +160,10 @@ def _groups(spec: KubernetesSpec, profile: ClusterProfile) -> Iterator[Problem]:
     asked = profile.resources_per_worker.accelerator_type
     types = {group.accelerator_type for group in spec.worker_groups if group.gpus}
     if asked and asked not in types:
-        said = ", ".join(sorted(one for one in types if one)) or "none that is named"
-        fix = f"add accelerator_type: {asked} to the group that has it"
+        named = sorted(one for one in types if one)
+        said = ", ".join(named) or "none that is named"
+        near = next((one for one in named if one.lower() == asked.lower()), None)
+        fix = f"write {near}" if near else f"add accelerator_type: {asked} to the group that has it"
         yield Problem("resources_per_worker.accelerator_type", f"{asked}, but the groups' GPUs are {said}", fix)
         return
     if len(types) > 1 and not asked:

@@ -36,11 +36,7 @@ def _place(job: JobSpec, profile: ClusterProfile, device: str, dtype: str) -> It
     if gpu and device == "cpu":
         what = f"{gpu}, but resources_per_worker.gpu is 0"
         yield Problem("resources_per_worker.accelerator_type", what, "set gpu: 1, or leave accelerator_type out")
-    share = profile.resources_per_worker.gpu
-    if 0 < share < 1 and profile.max_workers > 1:
-        what = f"{share:g} of a GPU for each of {profile.max_workers} workers: NCCL takes no two of a group on one GPU"
-        fix = "set gpu: 1, or workers: 1; trials of one worker (sweep.workers: 1) may share a GPU"
-        yield Problem("resources_per_worker.gpu", what, fix)
+    yield from places.shared_gpu(profile, profile.max_workers)
     if dtype == "bf16" and device == "cuda" and gpu in WITHOUT_BF16:
         yield Problem("train.dtype", f"bf16, but a {gpu} has no bf16", "set train.dtype: fp32")
     if job.model.attn_implementation == "flash_attention_2":

@@ -41,6 +41,15 @@ def problems(profile: ClusterProfile) -> Iterator[Problem]:
             yield Problem(field, f"means something for kind: ray alone, and kind is {profile.kind}", "leave it out")
 
 
+def shared_gpu(profile: ClusterProfile, workers: int) -> Iterator[Problem]:
+    """A share of a GPU for each of several `workers` of one group."""
+    share = profile.resources_per_worker.gpu
+    if 0 < share < 1 and workers > 1:
+        what = f"{share:g} of a GPU for each of {workers} workers: NCCL takes no two of a group on one GPU"
+        fix = "set gpu: 1, or workers: 1; trials of one worker (sweep.workers: 1) may share a GPU"
+        yield Problem("resources_per_worker.gpu", what, fix)
+
+
 def unreachable(profile: ClusterProfile, facts: Facts) -> Iterator[Problem]:
     """What the job names that only this machine can read, although nodes of a cluster must."""
     if profile.kind not in CLUSTERS:

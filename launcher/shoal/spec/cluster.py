@@ -35,8 +35,8 @@ class S3Spec(Frozen):
     """`embedded` starts Shoal's own S3 server on loopback when a command needs it."""
     folder: str = "~/.shoal/store"
     """The embedded server's data."""
-    endpoint_url: str | None = None
-    """Endpoint of an S3-compatible store; default: AWS."""
+    endpoint_url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+\S*$")] | None = None
+    """Endpoint of an S3-compatible store, such as https://s3.example.com:9000; default: AWS."""
     region: str | None = None
     """Region of the store."""
     credentials: CredentialRef = CredentialRef()

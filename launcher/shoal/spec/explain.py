@@ -40,6 +40,7 @@ class Fields:
             else:
                 named = [option["properties"][part] for option in alternatives if part in option.get("properties", {})]
                 free = [option["additionalProperties"] for option in alternatives if "additionalProperties" in option]
+                free += [one for option in alternatives for one in option.get("patternProperties", {}).values()]
                 shape = self.resolve(next(iter(named + [one for one in free if isinstance(one, dict)]), {}))
         return shape
 
@@ -103,8 +104,11 @@ def _explain(path: Path, group: list[ErrorDetails], document: Document, fields: 
     if given is None:
         return Problem(where, "is given without a value", f"give {allowed(shape, fields)}, or take the line out")
     if "string_pattern_mismatch" in types:
+        key = group[0]["loc"][-1] == "[key]"
+        told = None if key else _form(shape, fields)
+        told = told or f"text that matches {group[0].get('ctx', {}).get('pattern')}"
         return Problem(
-            where, what, f"allowed: {lower_first(shape.get('description', 'other text'))}" + slug(path, given)
+            where, "is not a name that can stand here" if key else what, f"allowed: {told}" + slug(path, given)
         )
     return Problem(where, what, f"allowed: {allowed(shape, fields)}" + _near_value(given, shape))
 
@@ -158,7 +162,7 @@ def allowed(shape: Shape, fields: Fields) -> str:
         "boolean": lambda: "true or false",
         "integer": lambda: "a whole number" + _bounds(shape),
         "number": lambda: "a number" + _bounds(shape),
-        "string": lambda: "text",
+        "string": lambda: "text that is not empty" if shape.get("minLength") else "text",
         "array": lambda: (
             f"a list of {allowed(shape.get('items', {}), fields)}"
             + (f" with at least {shape['minItems']}" if "minItems" in shape else "")
@@ -166,6 +170,12 @@ def allowed(shape: Shape, fields: Fields) -> str:
         "object": lambda: "a section",
     }
     return names.get(shape.get("type"), lambda: "anything")()
+
+
+def _form(shape: Shape, fields: Fields) -> str | None:
+    """What a text must look like: its own words for it, else those of its field."""
+    forms = [fields.resolve(option).get("$comment") for option in options(shape)]
+    return next(filter(None, forms), None) or lower_first(shape.get("description", "")) or None
 
 
 def _bounds(shape: Shape) -> str:
@@ -201,4 +211,5 @@ def slug(path: Path, given: Any) -> str:
 
 
 def lower_first(text: str) -> str:
+    text = " ".join(text.split())
     return (text[:1].lower() + text[1:]).rstrip(".")

@@ -171,7 +171,7 @@ class ExportSpec(Frozen):
 
 class JobSpec(Frozen):
     name: Name
-    """Name of the run: lower-case letters, digits and dashes."""
+    """Name of the run: up to 40 lower-case letters and digits, with dashes between them."""
     model: ModelSpec
     """What to start from."""
     task: Literal["causal-lm"] = "causal-lm"

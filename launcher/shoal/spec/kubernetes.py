@@ -6,9 +6,21 @@ from pydantic import Field, StringConstraints
 
 from shoal.spec.base import Frozen
 
-Label = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Label = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"),
+    Field(
+        json_schema_extra={"$comment": "up to 63 lower-case letters, digits and dashes, a letter first, no dash last"}
+    ),
+]
 """A DNS label that begins with a letter: what names of namespaces, accounts and groups are."""
-Subdomain = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+Subdomain = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"),
+    Field(
+        json_schema_extra={"$comment": "lower-case letters, digits, dashes and dots, a letter or digit first and last"}
+    ),
+]
 Image = Annotated[
     str,
     StringConstraints(
@@ -22,7 +34,13 @@ Key = Annotated[
     ),
 ]
 """Key of a label, an annotation or a taint."""
-Value = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
+Value = Annotated[
+    str,
+    StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$"),
+    Field(
+        json_schema_extra={"$comment": "up to 63 letters, digits, dashes, dots and _, a letter or digit first and last"}
+    ),
+]
 """Value of a label."""
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 GpuResource = Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/([a-z0-9.-]*-)?gpu$")]
@@ -126,7 +144,7 @@ class SecretKeyRef(Frozen):
     name: Subdomain
     """Name of the Secret, in the same namespace."""
     key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$")]
-    """Key in it."""
+    """Key in it: letters, digits, dashes, dots and _."""
 
 
 class QueueSpec(Frozen):
@@ -176,13 +194,14 @@ class KubernetesSpec(Frozen):
     name: Label = "shoal"
     """Name of the standing cluster that `shoal render --pool` renders."""
     image: Image
-    """Image with Shoal and Ray, with a tag that does not move or a digest: REPOSITORY:TAG or REPOSITORY@sha256:DIGEST."""
+    """Image with Shoal and Ray, with a tag that does not move or a digest: REPOSITORY:TAG or REPOSITORY@sha256:DIGEST, the
+    repository in lower case."""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     """When nodes ask the registry."""
     image_pull_secrets: list[Subdomain] = []
     """Names of Secrets to pull the image with."""
     ray_version: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+$")] = "2.60.0"
-    """Ray in the image; the operator goes by it."""
+    """Ray in the image, as three numbers such as 2.60.0; the operator goes by it."""
     head: HeadSpec = HeadSpec()
     """The pod that the driver runs in."""
     worker_groups: list[WorkerGroupSpec] = Field(min_length=1)

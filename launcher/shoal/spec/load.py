@@ -108,6 +108,8 @@ def _yaml_files(folder: Path) -> str:
 
 def _validate(document: Document, kind: Kind, overrides: Sequence[str] = ()) -> Frozen:
     """The spec that the document says. Strict: a text is no number, `true` is no number, 1.5 is no whole number."""
+    if other := _other_file(document, kind):
+        raise SpecError(other)
     document, found = override(document, overrides)
     found += [*secrets.problems(document, kind), *_unbounded(document)]
     spaces = list(space_problems(document)) if kind == "job" else []
@@ -123,6 +125,22 @@ def _validate(document: Document, kind: Kind, overrides: Sequence[str] = ()) -> 
     if found:
         raise SpecError(*found)
     return spec
+
+
+def _other_file(document: Document, kind: Kind) -> Problem | None:
+    """What to say of a file that is something else altogether, rather than of each of its fields."""
+    keys = document.value.keys()
+    if "apiVersion" in keys:
+        fix = "name the job and the profile that such manifests are rendered from, such as cluster/kuberay.yaml"
+        return Problem(document.source, "is a Kubernetes manifest", fix)
+    if {"cluster_name", "provider"} <= keys:
+        fix = f"start the cluster with `ray up {document.source}`, then name a profile with its address: cluster/ray-submit.yaml"
+        return Problem(document.source, "is a file of Ray's cluster launcher", fix)
+    if kind == "cluster" and {"model", "data"} <= keys:
+        return Problem(document.source, "is a job file, and --on names a cluster profile", "turn the two round")
+    if kind == "job" and "kind" in keys and not {"model", "data"} & keys:
+        return Problem(document.source, "is a cluster profile, and a job file is asked", "turn the two round")
+    return None
 
 
 def _below(path: tuple[str | int, ...], others: Sequence[tuple[str | int, ...]]) -> bool:
