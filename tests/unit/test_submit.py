@@ -19,11 +19,11 @@ from jobs import job
 
 from shoal.cli.relay import STEP_EVERY_S, Relay, outcome_of
 from shoal.cli.runs import survey
-from shoal.errors import ClusterError, SpecError
+from shoal.errors import ClusterError, ShoalError, SpecError
 from shoal.record.ledger import PARTS
 from shoal.record.rows import append
 from shoal.runs import RunFolder
-from shoal.spec.cluster import ClusterProfile
+from shoal.spec.cluster import ClusterProfile, S3Spec
 from shoal.spec.load import load_profile
 from shoal.storage import Storage
 from shoal.submit.dashboard import Dashboard, Job, Node
@@ -285,6 +285,18 @@ def test_the_beginning_of_a_sweeps_id_is_the_sweep_and_not_its_trials(tmp_path: 
     for state in ("stopped", "finished"):
         append(found.folder, {"kind": "ended", "time": state, "state": state})
         assert found.is_finished == (state == "finished")
+
+
+def test_whoever_reaches_neither_the_store_nor_the_cluster_hears_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    away = Storage(S3Spec(endpoint_url="http://127.0.0.1:1", region="us-east-1"))
+    with pytest.raises(ShoalError) as caught:
+        find("tiny", away, "s3://shoal/runs", Dashboard("http://127.0.0.1:2"))
+    assert [port in str(caught.value) for port in ("127.0.0.1:1 cannot be reached", "127.0.0.1:2 does not")] == [
+        True,
+        True,
+    ]
 
 
 def test_steps_of_many_trials_are_relayed_in_turn(capsys: pytest.CaptureFixture[str]) -> None:

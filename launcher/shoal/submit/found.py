@@ -4,7 +4,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from shoal import lease
-from shoal.errors import ClusterError, Problem, StorageError
+from shoal.errors import ClusterError, Problem, StorageError, together
 from shoal.record.rows import Row, read
 from shoal.runs import TRIAL_ID, RunFolder, find_id, made_order
 from shoal.storage import Storage, absolute, join
@@ -89,8 +89,10 @@ def find(beginning: str, storage: Storage, runs_url: str, dashboard: Jobs | None
         begun = _with(SWEEP_PLAN, storage, runs_url)
         stored = begun | _with(RUN_PLAN, storage, runs_url) | _with(SUBMISSION, storage, runs_url)
         sweeps |= begun
-    except StorageError:
-        if dashboard is None or told is not None:
+    except StorageError as error:
+        if told is not None:
+            raise together([told, error]) from error
+        if dashboard is None:
             raise
         stored = set()
     known = stored | {job.metadata[RUN] for job in jobs if RUN in job.metadata}
