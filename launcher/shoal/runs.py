@@ -1,6 +1,7 @@
 """Names every file of a run folder, and finds runs by the beginning of their id."""
 
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -120,8 +121,19 @@ def _names_run(name: str) -> bool:
 
 def find_run(storage: Storage, runs_url: str, beginning: str) -> RunFolder:
     """The one run whose id begins so, or is just so; SpecError lists the candidates, or the nearest ids."""
-    runs = {run.id: run for run in list_runs(storage, runs_url)}
+    sweeps = {one.url.split("/")[-2] for one in storage.list(join(runs_url, "*", "sweep.json"))}
+    runs = {run.id: run for run in list_runs(storage, runs_url) if not is_behind(run.id, beginning, sweeps)}
+    meant = sorted(one for one in sweeps if beginning.strip() and one.startswith(beginning))
+    if meant and not any(one.startswith(beginning) for one in runs):
+        fix = f"its trials are runs: `shoal sweep show {meant[0]}` lists them"
+        raise SpecError(Problem(meant[0], "is a sweep, not a run", fix))
     return runs[find_id(list(runs), beginning, runs_url, "run", "start one with `shoal run JOB`")]
+
+
+def is_behind(run_id: str, beginning: str, sweeps: Set[str]) -> bool:
+    """Whether it is a trial of a sweep whose id begins so too: the sweep is meant."""
+    trial = TRIAL_ID.fullmatch(run_id)
+    return trial is not None and trial["sweep"] in sweeps and trial["sweep"].startswith(beginning)
 
 
 def find_id(ids: list[str], beginning: str, where: str, kind: str, start: str) -> str:

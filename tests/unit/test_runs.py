@@ -71,6 +71,16 @@ def test_another_beginning_is_answered_with_what_there_is(runs: str, beginning: 
     assert told in str(caught.value)
 
 
+def test_a_sweep_is_no_run_and_its_trials_are(runs: str) -> None:
+    sweep = "alpha-20260301-000000-aaaa"
+    for name in (f"{sweep}/sweep.json", f"{sweep}-0001/plan.json", f"{sweep}-0002/plan.json"):
+        Storage().write(f"{runs}/{name}", b"{}")
+    for beginning in (sweep, "alpha-202603"):
+        with pytest.raises(SpecError, match=f"{sweep}: is a sweep, not a run; .* `shoal sweep show {sweep}`"):
+            find_run(Storage(), runs, beginning)
+    assert find_run(Storage(), runs, f"{sweep}-0002").id == f"{sweep}-0002"
+
+
 def test_no_runs_at_all(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="there are no runs in"):
         find_run(Storage(), str(tmp_path), "a")

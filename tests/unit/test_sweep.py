@@ -138,8 +138,8 @@ def test_grace_is_told_in_tokens_and_lasts_to_the_first_report(fields: dict[str,
         ({"kind": "local", "workers": 2}, ""),
         ({"kind": "ray", "workers": {"min": 1, "max": 4}}, ""),
         ({"kind": "inline"}, "kind: inline is this process alone"),
-        ({"kind": "ray", "workers": 2, "address": "http://head:8265"}, "address: a sweep is driven from a machine"),
-        ({"kind": "kuberay", "workers": 2}, "kind: a sweep is driven from a machine"),
+        ({"kind": "ray", "workers": 2, "address": "http://head:8265"}, ""),
+        ({"kind": "kuberay", "workers": 2}, ""),
         ({"kind": "ray", "workers": 1}, "sweep.workers: 2 for each trial, but the profile has 1"),
     ],
 )
@@ -207,6 +207,13 @@ def test_a_sweep_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
     assert [one.id for one in list_sweeps(Storage(), str(tmp_path))] == [SWEEP_ID]
     with pytest.raises(SpecError, match=f"did you mean {SWEEP_ID}"):
         find_sweep(Storage(), str(tmp_path), "fihs")
+    for run, told in (
+        (f"{SWEEP_ID}-0003", f"is a trial, not a sweep; its sweep is {SWEEP_ID}"),
+        ("cod", "is a run, not a"),
+    ):
+        Storage().write(f"{tmp_path}/{run}/plan.json", b"{}")
+        with pytest.raises(SpecError, match=told):
+            find_sweep(Storage(), str(tmp_path), run)
 
 
 # The best

@@ -1,12 +1,11 @@
 """A run or a sweep seen from any machine: its folder in the store, its jobs on a cluster, either of which may be out of sight."""
 
-from collections.abc import Set
 from dataclasses import dataclass
 
 from shoal import lease
 from shoal.errors import ClusterError, Problem, StorageError, together
 from shoal.record.rows import Row, read
-from shoal.runs import TRIAL_ID, RunFolder, find_id, made_order
+from shoal.runs import RunFolder, find_id, is_behind, made_order
 from shoal.storage import Storage, absolute, join
 from shoal.submit.dashboard import Job
 from shoal.submit.jobs import Jobs
@@ -96,7 +95,7 @@ def find(beginning: str, storage: Storage, runs_url: str, dashboard: Jobs | None
             raise
         stored = set()
     known = stored | {job.metadata[RUN] for job in jobs if RUN in job.metadata}
-    ids = sorted((one for one in known if not _is_behind(one, beginning, sweeps)), key=made_order)
+    ids = sorted((one for one in known if not is_behind(one, beginning, sweeps)), key=made_order)
     if not ids and told is not None:
         raise told
     id = find_id(ids, beginning, runs_url, "run", "start one with `shoal run JOB`")
@@ -107,12 +106,6 @@ def find(beginning: str, storage: Storage, runs_url: str, dashboard: Jobs | None
 def _with(name: str, storage: Storage, runs_url: str) -> set[str]:
     """Ids of the folders that hold such a file."""
     return {one.url.split("/")[-2] for one in storage.list(join(absolute(runs_url), "*", name))}
-
-
-def _is_behind(id: str, beginning: str, sweeps: Set[str]) -> bool:
-    """Whether it is a trial of a sweep whose id begins so too: the sweep is meant."""
-    trial = TRIAL_ID.fullmatch(id)
-    return trial is not None and trial["sweep"] in sweeps and trial["sweep"].startswith(beginning)
 
 
 def ask_to_stop(found: Found, dashboard: Jobs | None, by: str, now: bool) -> str:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import yaml
 
-from shoal.runs import GIVEN_ID, RunFolder, find_id, made_order
+from shoal.errors import Problem, SpecError
+from shoal.runs import GIVEN_ID, TRIAL_ID, RunFolder, find_id, list_runs, made_order
 from shoal.spec.base import Frozen
 from shoal.spec.job import JobSpec
 from shoal.spec.sweep import SweepSpec
@@ -187,6 +188,12 @@ def list_sweeps(storage: Storage, runs_url: str) -> list[SweepFolder]:
 def find_sweep(storage: Storage, runs_url: str, beginning: str) -> SweepFolder:
     """The one sweep whose id begins so, or is just so. Raises: SpecError with the candidates, or the nearest ids."""
     sweeps = {one.id: one for one in list_sweeps(storage, runs_url)}
+    if beginning.strip() and not any(one.startswith(beginning) for one in sweeps):
+        for run in list_runs(storage, runs_url):
+            if run.id.startswith(beginning):
+                trial = TRIAL_ID.fullmatch(run.id)
+                fix = f"its sweep is {trial['sweep']}" if trial else f"`shoal report {run.id}` shows it"
+                raise SpecError(Problem(run.id, f"is a {'trial' if trial else 'run'}, not a sweep", fix))
     return sweeps[find_id(list(sweeps), beginning, runs_url, "sweep", "start one with `shoal sweep JOB`")]
 
 
