@@ -419,6 +419,14 @@ def test_runs_tells_how_each_stands(here: Path, shoal: Shoal, capsys: pytest.Cap
     assert "b-20260102-000000-bbbb  stopped" in capsys.readouterr().out
 
 
+def test_logs_as_json_are_one_document(here: Path, shoal: Shoal, capsys: pytest.CaptureFixture[str]) -> None:
+    run = leave_run(here / "runs", "tiny-20260101-000000-aaaa", steps=(2,))
+    step = {"kind": "step", "step": 2, "loss": 1.5, "lr": 1e-4, "tokens": 9, "seconds": 1.0, "time": "2026-01-01"}
+    run.storage.write(run.metrics, (json.dumps(step) + "\n").encode())
+    assert shoal("logs", run.id, "--json", "--on", "here.yaml") == 0
+    assert [row["step"] for row in json.loads(capsys.readouterr().out)] == [2]
+
+
 def test_prune_removes_checkpoints_of_finished_runs_only(here: Path, shoal: Shoal) -> None:
     done = leave_run(here / "runs", "a-20260101-000000-aaaa", steps=(5,), finished=True)
     stopped = leave_run(here / "runs", "b-20260102-000000-bbbb", steps=(5,))

@@ -12,7 +12,7 @@ import typer
 from shoal.cli.common import Json, On, Run, console, options_of, profile_name, storage_of
 from shoal.cli.leaving import Leaving
 from shoal.cli.work import Work
-from shoal.display import Display, Lines
+from shoal.display import Display, Lines, RunLines
 from shoal.errors import ClusterError, Problem, StorageError
 from shoal.submit.dashboard import Dashboard
 from shoal.submit.jobs import Jobs
@@ -41,7 +41,8 @@ def logs(
 
     Example:  shoal logs quickstart-2026 --follow --on cluster/ray-submit.yaml
 
-    Of a run that was submitted to a cluster, the driver's log; of any other, what it wrote into its run folder.
+    Of a run that was submitted to a cluster, the driver's log; of any other, what it wrote into its run folder. With
+    --json the same as a list of events, or how it ended with --follow.
     """
     from shoal.spec.load import load_profile
     from shoal.submit.found import find
@@ -208,17 +209,18 @@ def _print_log(said: str, work: Work) -> None:
     from shoal.submit.follow import event_of
     from shoal.tune import live
 
+    events = [event for line in said.splitlines() if (event := event_of(line)) is not None]
+    if work.as_json:
+        typer.echo(json.dumps(events))
+        return
     now = [0.0]
 
     def clock() -> float:
         now[0] += LOOK_S  # the driver has thinned steps out already
         return now[0]
 
-    display = live.Lines(console()) if work.is_sweep else Lines(console(), clock)
-    for line in said.splitlines():
-        event = event_of(line)
-        if event is None:
-            continue
+    display = Lines(console(), live.Trials()) if work.is_sweep else RunLines(console(), clock)
+    for event in events:
         if event["kind"] == "error":
             typer.echo(event["message"])
         elif event["kind"] != "outcome":
@@ -256,6 +258,8 @@ def _from_store(found: "Found", work: Work, follow_: bool) -> None:
             if not follow_ or finished or not driven:
                 break
             time.sleep(LOOK_S)
+    if work.as_json:
+        typer.echo(json.dumps(found.rows() if found.in_store else []))
     if follow_ and not finished:
         raise typer.Exit(1)
 
