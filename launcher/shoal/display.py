@@ -77,6 +77,43 @@ class State:
         """Seconds of training left, None before the first step."""
         return None if self.step_seconds is None else self.step_seconds * (self.steps - self.step)
 
+    def record(self, event: Event) -> str | None:
+        match event["kind"]:
+            case "run":
+                return f"run {event['run']} in {event['folder']}"
+            case "note":
+                return event["message"]
+            case "eval":
+                what = "before the first step" if event["step"] == 0 else f"after step {event['step']}"
+                return f"held-out loss {what}: {event['loss']:.4f} (perplexity {event['perplexity']:.2f})"
+            case "checkpoint":
+                return checkpoint_words(event)
+            case "export":
+                return f"export {gate_words(event)}"
+            case "failure":
+                return event["message"]
+            case "skipped":
+                return f"step {event['step']} is skipped: its {event['what']} is {event['value']} ({event['total']:,} so far)"
+            case "storage" if self.faults in TOLD_FAULTS:
+                return f"store: {event['what']} ({event['url']}); {self.faults:,} such so far, all are in events.jsonl"
+            case _:
+                return None
+
+    def picture(self) -> RenderableType:
+        return panel(self)
+
+
+class View(Protocol):
+    """What the events so far amount to, and how it looks."""
+
+    def see(self, event: Event) -> None: ...
+
+    def record(self, event: Event) -> str | None:
+        """The line that an event leaves on record in every display; None for what only moves the display on."""
+        ...
+
+    def picture(self) -> RenderableType: ...
+
 
 class Display(Protocol):
     """Takes events from any thread; a context manager."""
@@ -89,24 +126,19 @@ class Display(Protocol):
 
 
 def display_for(console: Console) -> Display:
-    return Screen(console) if console.is_terminal else Lines(console)
+    return Screen(console, State()) if console.is_terminal else RunLines(console)
 
 
 class Screen:
-    """A panel that stays in its place; what should stay on record scrolls by above it."""
+    """A picture that stays in its place; what should stay on record scrolls by above it."""
 
-    def __init__(self, console: Console) -> None:
-        self.console, self.state = console, State()
-        self.live = Live(
-            console=console,
-            get_renderable=lambda: panel(self.state),
-            refresh_per_second=4,
-            transient=True,
-        )
+    def __init__(self, console: Console, view: View) -> None:
+        self.console, self.view = console, view
+        self.live = Live(console=console, get_renderable=view.picture, refresh_per_second=4, transient=True)
 
     def on_event(self, event: Event) -> None:
-        self.state.see(event)
-        line = record(event, self.state)
+        self.view.see(event)
+        line = self.view.record(event)
         if line is not None:
             self.console.print(Text(line, style="dim"))
 
@@ -121,23 +153,44 @@ class Screen:
 class Lines:
     """One timestamped line for each thing worth a line, never a carriage return."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console, self.clock, self.state = console, clock, State()
-        self.told = -math.inf
-        self.phases: set[str] = set()
+    def __init__(self, console: Console, view: View) -> None:
+        self.console, self.view = console, view
 
     def on_event(self, event: Event) -> None:
-        self.state.see(event)
-        line = record(event, self.state)
-        # A phase that comes back (training after each evaluation) is worth a line once, or while it lasts.
-        if event["kind"] == "phase" and (self.state.phase not in self.phases or self._goes_on()):
-            self.phases.add(self.state.phase)
-            line = ": ".join(part for part in (self.state.phase, self.state.detail) if part)
-        if event["kind"] == "step" and (event["step"] == event["steps"] or self._due()):
-            line = step_line(self.state)
+        self.view.see(event)
+        line = self.line(event)
         if line is not None:
             moment = datetime.fromisoformat(event["time"]).astimezone() if "time" in event else datetime.now()
             self.console.print(f"{moment:%H:%M:%S} {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def line(self, event: Event) -> str | None:
+        return self.view.record(event)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class RunLines(Lines):
+    """Lines of a run: its phases and steps too, at a pace that can be read."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.state = State()
+        super().__init__(console, self.state)
+        self.clock = clock
+        self.told = -math.inf
+        self.phases: set[str] = set()
+
+    def line(self, event: Event) -> str | None:
+        # A phase that comes back (training after each evaluation) is worth a line once, or while it lasts.
+        if event["kind"] == "phase" and (self.state.phase not in self.phases or self._goes_on()):
+            self.phases.add(self.state.phase)
+            return ": ".join(part for part in (self.state.phase, self.state.detail) if part)
+        if event["kind"] == "step" and (event["step"] == event["steps"] or self._due()):
+            return step_line(self.state)
+        return super().line(event)
 
     def _goes_on(self) -> bool:
         """Whether a long phase tells its progress: those around the steps leave lines of their own."""
@@ -148,38 +201,6 @@ class Lines:
         due = now - self.told >= LINE_EVERY_S
         self.told = now if due else self.told
         return due
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def record(event: Event, state: State) -> str | None:
-    """The line that an event leaves on record in both displays; None for what only moves the display on."""
-    match event["kind"]:
-        case "run":
-            return f"run {event['run']} in {event['folder']}"
-        case "note":
-            return event["message"]
-        case "eval":
-            what = "before the first step" if event["step"] == 0 else f"after step {event['step']}"
-            return f"held-out loss {what}: {event['loss']:.4f} (perplexity {event['perplexity']:.2f})"
-        case "checkpoint":
-            return checkpoint_words(event)
-        case "export":
-            return f"export {gate_words(event)}"
-        case "failure":
-            return event["message"]
-        case "skipped":
-            return (
-                f"step {event['step']} is skipped: its {event['what']} is {event['value']} ({event['total']:,} so far)"
-            )
-        case "storage" if state.faults in TOLD_FAULTS:
-            return f"store: {event['what']} ({event['url']}); {state.faults:,} such so far, all are in events.jsonl"
-        case _:
-            return None
 
 
 def checkpoint_words(event: Event) -> str:

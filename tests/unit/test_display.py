@@ -8,7 +8,7 @@ import pytest
 from plans import small_plan
 from rich.console import Console
 
-from shoal.display import Lines, Screen, State, display_for, duration, gate_words, panel, size, tell_ending
+from shoal.display import RunLines, Screen, State, display_for, duration, gate_words, panel, size, tell_ending
 from shoal.train.world import Result
 
 
@@ -63,7 +63,7 @@ def test_a_step_without_a_target_keeps_the_last_loss() -> None:
 
 def test_lines_are_plain_and_steps_are_thinned() -> None:
     out, now = console(), [0.0]
-    lines = Lines(out, clock=lambda: now[0])
+    lines = RunLines(out, clock=lambda: now[0])
     for number in range(1, 11):
         lines.on_event(step(number))
         now[0] += 0.5
@@ -77,7 +77,7 @@ def test_lines_are_plain_and_steps_are_thinned() -> None:
 
 def test_lines_tell_a_phase_that_returns_once() -> None:
     out = console()
-    lines = Lines(out, clock=lambda: 0.0)
+    lines = RunLines(out, clock=lambda: 0.0)
     for _ in range(3):
         lines.on_event({"kind": "phase", "phase": "training", "detail": "10 steps"})
         lines.on_event({"kind": "phase", "phase": "evaluating", "detail": ""})
@@ -86,7 +86,7 @@ def test_lines_tell_a_phase_that_returns_once() -> None:
 
 def test_lines_tell_how_a_long_phase_goes_on() -> None:
     out, now = console(), [0.0]
-    lines = Lines(out, clock=lambda: now[0])
+    lines = RunLines(out, clock=lambda: now[0])
     for rows in (0, 100, 200, 300):
         lines.on_event({"kind": "phase", "phase": "preparing", "detail": f"{rows} rows"})
         now[0] += 1.5
@@ -95,7 +95,7 @@ def test_lines_tell_how_a_long_phase_goes_on() -> None:
 
 def test_notes_and_figures_are_told_word_by_word_whatever_they_contain() -> None:
     out = console(width=40)
-    lines = Lines(out)
+    lines = RunLines(out)
     lines.on_event({"kind": "note", "message": "worker 1 died [red]; starting again from the newest checkpoint"})
     lines.on_event({"kind": "eval", "step": 0, "loss": 3.0, "perplexity": 20.085, "targets": 5})
     saved = {"kind": "checkpoint", "bytes": 12_300_000, "stall_seconds": 0.25, "upload_seconds": 3.0}
@@ -128,12 +128,12 @@ def test_the_panel_shows_phase_step_and_losses() -> None:
 
 def test_a_terminal_gets_the_panel_and_a_file_gets_lines() -> None:
     assert isinstance(display_for(console(terminal=True)), Screen)
-    assert isinstance(display_for(console()), Lines)
+    assert isinstance(display_for(console()), RunLines)
 
 
 def test_the_panel_goes_and_the_record_stays() -> None:
     out = console(terminal=True)
-    with Screen(out) as screen:
+    with Screen(out, State()) as screen:
         screen.on_event(step(3))
         screen.on_event({"kind": "note", "message": "kept on record"})
     assert "kept on record" in written(out)
@@ -205,7 +205,7 @@ def test_sizes(count: float, words: str) -> None:
 
 def test_of_many_faults_of_the_store_few_are_told() -> None:
     out = console()
-    lines = Lines(out)
+    lines = RunLines(out)
     for number in range(25):
         lines.on_event({"kind": "storage", "url": f"s3://b/{number}", "what": "503 SlowDown", "rank": 1})
     told = [line for line in written(out).splitlines() if "503 SlowDown" in line]

@@ -25,7 +25,7 @@ from shoal.tune.board import board
 from shoal.tune.checks import place_problems
 from shoal.tune.folder import SweepFolder, find_sweep, list_sweeps
 from shoal.tune.importance import importance
-from shoal.tune.live import Trials, record, table
+from shoal.tune.live import Trials, table
 from shoal.tune.pace import Pace, grace_period, perturbation_interval
 from shoal.tune.page import page
 from shoal.tune.space import apply, candidates, combinations, grid, settled, trial_count
@@ -356,7 +356,7 @@ def test_the_live_table_tells_what_became_of_each_trial() -> None:
     lines = []
     for event in events:
         trials.see(event)
-        lines.append(record(event, trials))
+        lines.append(trials.record(event))
     assert lines[1] == "trial 1: optimizer.learning_rate=0.001" and lines[3] is None
     assert lines[-1] == "trial 1: stopped at step 4, validation.loss 2.2500: asha"
     said = shown(table(trials))
@@ -369,7 +369,7 @@ def test_a_trial_that_never_began_has_an_end_all_the_same() -> None:
         {"kind": "trial_end", "trial": 3, "state": "failed", "why": "its process died", "metric": None},
     )
     trials.see(event)
-    assert record(event, trials) == "trial 3: failed at step 0: its process died"
+    assert trials.record(event) == "trial 3: failed at step 0: its process died"
     assert "failed" in shown(table(trials)) and "its process died" in shown(table(trials))
 
 

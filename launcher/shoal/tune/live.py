@@ -10,15 +10,13 @@ An event of a trial's own run carries `trial` as well: `step`, `eval`, `phase`, 
 """
 
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from shoal.display import Display
+from shoal.display import Display, Lines, Screen
 from shoal.train.world import Event
 from shoal.tune.space import brief, said
 
@@ -80,72 +78,32 @@ class Trials:
     def count(self, state: str) -> int:
         return sum(row.state == state for row in self.rows.values())
 
+    def record(self, event: Event) -> str | None:
+        name = f"trial {event['trial']}: " if "trial" in event else ""
+        match event["kind"]:
+            case "sweep":
+                return f"sweep {event['sweep']} in {event['folder']}"
+            case "trial":
+                return name + said(event["params"])
+            case "trial_end":
+                return name + ending(self.rows[event["trial"]], self.metric)
+            case "eval" if event["step"]:
+                return f"{name}held-out loss after step {event['step']}: {event['loss']:.4f}"
+            case "note" if not name:
+                return event["message"]
+            case "failure":
+                return name + event["message"]
+            case "phase" if not name:
+                return ": ".join(part for part in (event["phase"], event.get("detail", "")) if part)
+            case _:
+                return None
+
+    def picture(self) -> RenderableType:
+        return table(self)
+
 
 def display_for(console: Console) -> Display:
-    return Screen(console) if console.is_terminal else Lines(console)
-
-
-class Screen:
-    """A table that stays in its place; what should stay on record scrolls by above it."""
-
-    def __init__(self, console: Console) -> None:
-        self.console, self.trials = console, Trials()
-        self.live = Live(
-            console=console, get_renderable=lambda: table(self.trials), refresh_per_second=2, transient=True
-        )
-
-    def on_event(self, event: Event) -> None:
-        self.trials.see(event)
-        if line := record(event, self.trials):
-            self.console.print(Text(line, style="dim"))
-
-    def __enter__(self) -> Self:
-        self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
-
-
-class Lines:
-    """One timestamped line for each thing worth a line."""
-
-    def __init__(self, console: Console) -> None:
-        self.console, self.trials = console, Trials()
-
-    def on_event(self, event: Event) -> None:
-        self.trials.see(event)
-        if line := record(event, self.trials):
-            moment = datetime.fromisoformat(event["time"]).astimezone() if "time" in event else datetime.now()
-            self.console.print(f"{moment:%H:%M:%S} {line}", markup=False, highlight=False, soft_wrap=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def record(event: Event, trials: Trials) -> str | None:
-    """The line that an event leaves on record in both displays; None for what only moves the display on."""
-    name = f"trial {event['trial']}: " if "trial" in event else ""
-    match event["kind"]:
-        case "sweep":
-            return f"sweep {event['sweep']} in {event['folder']}"
-        case "trial":
-            return name + said(event["params"])
-        case "trial_end":
-            return name + ending(trials.rows[event["trial"]], trials.metric)
-        case "eval" if event["step"]:
-            return f"{name}held-out loss after step {event['step']}: {event['loss']:.4f}"
-        case "note" if not name:
-            return event["message"]
-        case "failure":
-            return name + event["message"]
-        case "phase" if not name:
-            return ": ".join(part for part in (event["phase"], event.get("detail", "")) if part)
-        case _:
-            return None
+    return Screen(console, Trials()) if console.is_terminal else Lines(console, Trials())
 
 
 def ending(row: Row, metric: str) -> str:
