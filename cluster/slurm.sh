@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Ray across a Slurm allocation, and one job file on it.
 #
-#     sbatch --nodes=4 --gpus-per-node=8 cluster/slurm.sh JOB PROFILE [options of `shoal run`]
+#     sbatch --nodes=4 --gpus-per-node=8 cluster/slurm.sh [sweep] JOB PROFILE [options of `shoal run` or `shoal sweep`]
 #
-# PROFILE is of kind: ray with address: auto (cluster/ray.yaml): this script tells Ray where its head is. The run's id holds
+# PROFILE is of kind: ray with address: auto (a copy of cluster/ray.yaml): this script tells Ray where its head is. Its `workers`
+# says how many GPUs are used: min and max, or 32 for the line above. The run's id holds
 # Slurm's job id, so a job that Slurm requeues goes on with its run. Five minutes before the time limit the run finishes its
 # step, saves and leaves, and the job is queued again, SHOAL_RESTARTS times at most (20). `scancel --full` saves and leaves.
 # The profile's variables with keys have to be in the environment that sbatch was called with; Slurm passes them on.
@@ -17,8 +18,13 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
+verb=(run)
+if [[ ${1:-} == sweep ]]; then
+    verb=(sweep run)
+    shift
+fi
 if (($# < 2)); then
-    echo "usage: sbatch [options of sbatch] cluster/slurm.sh JOB PROFILE [options of shoal run]" >&2
+    echo "usage: sbatch [options of sbatch] cluster/slurm.sh [sweep] JOB PROFILE [options of shoal run or shoal sweep]" >&2
     exit 2
 fi
 if [[ -z ${SLURM_JOB_ID:-} || -z ${SLURM_JOB_NODELIST:-} ]]; then
@@ -92,7 +98,7 @@ fi
 # Nodes that are slow to join are waited for by the profile's wait_s.
 name=$(basename "${job%.*}")
 name=$(tr -c 'a-z0-9\n' '-' <<<"${name,,}" | sed 's/^-*//')
-shoal run "$job" --on "$profile" --run-id "${SHOAL_RUN_ID:-${name:0:40}-slurm-$SLURM_JOB_ID}" "$@" &
+shoal "${verb[@]}" "$job" --on "$profile" --run-id "${SHOAL_RUN_ID:-${name:0:40}-slurm-$SLURM_JOB_ID}" "$@" &
 driver=$!
 
 status=0

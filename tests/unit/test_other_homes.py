@@ -103,6 +103,13 @@ def test_a_run_s_id_is_one_that_a_run_may_have(slurm: dict[str, str]) -> None:
     assert len([line for line in called(slurm) if line.startswith("ray start")]) == 1
 
 
+def test_a_sweep_is_driven_just_so(slurm: dict[str, str]) -> None:
+    process = begin(slurm, "sweep", "jobs/sweep-lr.yaml", "p.yaml")
+    assert process.wait(60) == 0
+    words = next(line for line in called(slurm) if line.startswith("shoal "))
+    assert words == "shoal sweep run jobs/sweep-lr.yaml --on p.yaml --run-id sweep-lr-slurm-4711"
+
+
 @pytest.mark.parametrize(
     ("number", "restarted", "requeued"),
     [(signal.SIGUSR1, "0", True), (signal.SIGUSR1, "20", False), (signal.SIGTERM, "0", False)],
@@ -153,6 +160,15 @@ def test_ray_s_launcher_takes_the_file(name: str) -> None:
     assert body["head_node_type"] in body["available_node_types"]
     assert body["available_node_types"][body["head_node_type"]]["resources"] == {"CPU": 0}
     assert sum(kind.get("max_workers", 0) for kind in body["available_node_types"].values()) <= body["max_workers"]
+
+
+@pytest.mark.parametrize(("name", "sdk"), [("aws", "boto3"), ("gcp", "google-api-python-client")])
+def test_a_launched_head_has_what_starts_the_other_nodes(name: str, sdk: str) -> None:
+    body = launched(name)
+    (into,) = (one.rpartition("=")[2] for one in body["docker"]["run_options"] if "PYTHONPATH" in one)
+    assert body["head_setup_commands"] == [f"pip install --quiet --target {into} {sdk}"]
+    image = (ROOT / "cluster" / "image" / "Dockerfile").read_text()
+    assert {"openssh-client", "rsync"} <= set(image.partition("--no-install-recommends ")[2].splitlines()[0].split())
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
