@@ -18,6 +18,7 @@ import yaml
 from command import Command
 from submitting import KEY, SECRET, Head, head, new_token, secret_values
 
+from shoal.record.rows import read
 from shoal.runs import RunFolder
 from shoal.spec.cluster import S3Spec
 from shoal.storage import join
@@ -32,6 +33,7 @@ LONG = (
     "checkpoint.every_steps=40",
 )
 GOING = "going-1"
+SHORT = ("--set", "train.max_steps=3")
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +80,20 @@ def going(files: Files) -> str:
     return GOING
 
 
-def test_a_run_is_followed_as_if_it_ran_here(files: Files, going: str) -> None:
-    """Beside another one on the same cluster, which it does not disturb."""
-    command = files.shoal("run", files.job, "--run-id", "short-1", "--set", "train.max_steps=3", "--json")
+@pytest.fixture(scope="module")
+def short(files: Files, going: str) -> Command:
+    """Two runs at once beside the one that goes on, which take all that is left: the first as it was watched."""
+    two = files.cluster.profile(files.folder / "two.yaml", workers=2)
+    other = ("run", files.job, "--run-id", "short-2", *SHORT, "--detach", "--on", two)
+    beside = files.cluster.shoal(files.folder / "beside", *other)
+    assert beside.end() == 0, beside.said
+    command = files.shoal("run", files.job, "--run-id", "short-1", *SHORT, "--json")
     assert command.end(240) == 0, command.said
+    assert files.shoal("logs", "short-2", "--follow").end(240) == 0
+    return command
+
+
+def test_a_run_is_followed_as_if_it_ran_here(files: Files, going: str, short: Command) -> None:
     for part in (
         "planning",
         "submitting",
@@ -90,13 +102,45 @@ def test_a_run_is_followed_as_if_it_ran_here(files: Files, going: str) -> None:
         "step 3/3  loss",
         "export passed",
     ):
-        assert part in command.said
-    assert "Running entrypoint" not in command.said and '"kind"' not in command.said
-    assert command.json["state"] == "finished" and command.json["run"] == "short-1"
-    assert json.loads(files.cluster.storage.read(files.run_folder("short-1").result))["loss"] == command.json["loss"]
+        assert part in short.said
+    assert "Running entrypoint" not in short.said and '"kind"' not in short.said
+    assert short.json["state"] == "finished" and short.json["run"] == "short-1"
+    assert json.loads(files.cluster.storage.read(files.run_folder("short-1").result))["loss"] == short.json["loss"]
     job = files.job_of("short-1")
     assert job["status"] == "SUCCEEDED" and job["metadata"]["folder"] == "s3://shoal/runs/short-1"
     assert job["runtime_env"].get("working_dir") is None
+    assert files.job_of(going)["status"] == "RUNNING"
+
+
+SWEEP = "sweep={space: {optimizer.learning_rate: [1e-3, 1e-2]}, search: grid, workers: 1, max_concurrent: 1}"
+
+
+def test_a_sweep_is_handed_over_watched_stopped_and_goes_on(files: Files, going: str) -> None:
+    settings = (SWEEP, "train.num_train_epochs=100", "train.max_steps=60", "train.eval_steps=15")
+    sweep = [word for one in settings for word in ("--set", one)]
+    begun = files.shoal("sweep", files.job, "--run-id", "swept-1", *sweep, "--detach")
+    assert begun.end() == 0 and "shoal stop swept-1 --on " in begun.said, begun.said
+    watching = files.shoal("logs", "swept", "--follow")
+    watching.until("trial 1: optimizer.learning_rate=0.001", 180)
+    watching.until("trial 1: held-out loss after step 15")
+    stopped = files.shoal("stop", "swept-1")
+    assert stopped.end() == 0, stopped.said
+    assert "it has left; go on with  shoal sweep resume swept-1 --on " in stopped.said
+    assert watching.end() == 130, watching.said
+    assert "asks to stop: the trials that run save first" in watching.said
+    assert "shoal sweep resume swept-1 --on " in watching.said, "the leaderboard says how to go on"
+
+    resumed = files.shoal("sweep", "resume", "swept", "--json")
+    assert resumed.end(240) == 0, resumed.said
+    assert "swept-1 is job swept-1.2 on " in resumed.said
+    assert {row["number"]: (row["state"], row["step"]) for row in resumed.json["rows"]} == dict.fromkeys(
+        (1, 2), ("finished", 60)
+    )
+    again = files.shoal("sweep", "resume", "swept-1")
+    assert again.end() == 2 and "is finished: there is nothing to resume; `shoal sweep best swept-1`" in again.said
+    listed = files.shoal("runs", "--json")
+    assert listed.end() == 0
+    assert [one["trials"] for one in listed.json if one["id"] == "swept-1"] == [2], "once, although it was submitted"
     assert files.job_of(going)["status"] == "RUNNING"
 
 
@@ -222,8 +266,11 @@ def _driver(run_id: str) -> psutil.Process:
     return max(found, key=lambda one: one.info["create_time"])
 
 
-def test_ray_job_submit_by_hand_works_too(files: Files, cluster: Head) -> None:
-    """From a folder with both files, which Ray ships; it needs `ray[default]` where it is typed."""
+def test_ray_job_submit_by_hand_works_too(files: Files, cluster: Head, short: Command) -> None:
+    """From a folder with both files, which Ray ships; it needs `ray[default]` where it is typed.
+
+    It has the cluster to itself by now, and the losses of those that did not.
+    """
     folder = files.folder / "by-hand"
     folder.mkdir()
     inside = yaml.safe_load(Path(files.on).read_text()) | {"address": "auto"}
@@ -231,11 +278,19 @@ def test_ray_job_submit_by_hand_works_too(files: Files, cluster: Head) -> None:
     (folder / "job.yaml").write_text(Path(files.job).read_text())
     program = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster.address]
     program += ["--working-dir", str(folder), "--submission-id", "by-hand", "--"]
-    program += [sys.executable, "-m", "shoal", "run", "job.yaml", "--on", "ray.yaml", "--set", "train.max_steps=2"]
+    program += [sys.executable, "-m", "shoal", "run", "job.yaml", "--on", "ray.yaml", "--run-id", "by-hand", *SHORT]
     there = {**cluster.environment, "PYTHONPATH": str(Path(sys.prefix) / "dashboard")}
     done = subprocess.run(program, env=there, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "step 2/2  loss" in done.stdout and "export passed" in done.stdout
+    assert "step 3/3  loss" in done.stdout and "export passed" in done.stdout
+    alone = _losses(files, "by-hand")
+    assert len(alone) == 3
+    for beside in ("short-1", "short-2"):
+        assert _losses(files, beside) == pytest.approx(alone, abs=1e-4)
+
+
+def _losses(files: Files, run_id: str) -> list[float]:
+    return [row["loss"] for row in read(files.run_folder(run_id)).metrics if row["kind"] == "step"]
 
 
 MISTAKES = [

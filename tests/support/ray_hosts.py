@@ -15,6 +15,7 @@ import psutil
 import yaml
 from command import Command
 from hosts import SWITCH, Host, Network, network, spawn, stop
+from submitting import DASHBOARD
 
 import shoal
 from shoal import store
@@ -108,11 +109,13 @@ class Store:
 
 @dataclass
 class RayHosts:
-    """The first host is the head, which takes no worker; every other one has `cpus` of them."""
+    """The first host is the head, which takes no worker; every other one that joins has `cpus` of them."""
 
     network: Network
     store: Store
     cpus: int
+    with_dashboard: bool = False
+    """For whoever submits over HTTP."""
     nodes: set[str] = field(default_factory=set)
 
     @property
@@ -127,7 +130,8 @@ class RayHosts:
     def join(self, *hosts: Host) -> None:
         """Ray comes up on hosts that are on, all at once; the head has to be among the first."""
         if self.head in hosts:
-            self._start(self.head, "--head", f"--port={RAY_PORT}", "--num-cpus=0", "--include-dashboard=false")
+            dashboard = (f"--include-dashboard={self.with_dashboard}", f"--dashboard-host={self.head.address}")
+            self._start(self.head, "--head", f"--port={RAY_PORT}", "--num-cpus=0", *dashboard)
         others = [host for host in hosts if host is not self.head]
         address = f"--address={self.head.address}:{RAY_PORT}"
         starting = [subprocess.Popen(**self._command(host, address, f"--num-cpus={self.cpus}")) for host in others]
@@ -149,9 +153,9 @@ class RayHosts:
         on = [host for host in self.network.hosts.values() if host.init is not None]
         return [(host, process) for host in on for process in host.processes(beginning)]
 
-    def shoal(self, *arguments: str, folder: Path) -> Command:
-        """`shoal ARGUMENTS...` as a person types it at the head."""
-        return Command(arguments, folder, self.head)
+    def shoal(self, *arguments: str, folder: Path, host: str | None = None) -> Command:
+        """`shoal ARGUMENTS...` as a person types it, at the head if nowhere else."""
+        return Command(arguments, folder, self.network[host] if host else self.head)
 
     def profile(self, path: Path, **changes: Any) -> str:
         """A cluster profile on this cluster, as a file that the head sees."""
@@ -194,17 +198,17 @@ class RayHosts:
 
 @contextmanager
 def ray_hosts(
-    names: tuple[str, ...], cpus: int = 1, environment: Mapping[str, str] | None = None
+    names: tuple[str, ...], cpus: int = 1, environment: Mapping[str, str] | None = None, outside: tuple[str, ...] = ()
 ) -> Iterator[RayHosts]:
-    """Hosts, store and Ray, all up; everything gone afterwards."""
-    with network(names, {**ENVIRONMENT, **(environment or {})}) as made:
-        cluster = RayHosts(made, Store(made), cpus)
+    """Hosts, store and Ray, all up; everything gone afterwards. `outside`: hosts that do not join, and submit over HTTP."""
+    with network((*names, *outside), {**ENVIRONMENT, **(environment or {})}) as made:
+        cluster = RayHosts(made, Store(made), cpus, with_dashboard=bool(outside))
         cluster.record.mkdir()
-        path = os.pathsep.join([str(HERE / "recording"), str(Path(shoal.__file__).parents[1])])
-        made.environment |= {"PYTHONPATH": path, "SHOAL_RECORD": str(cluster.record)}
+        path = [str(HERE / "recording"), str(Path(shoal.__file__).parents[1]), *([str(DASHBOARD)] if outside else [])]
+        made.environment |= {"PYTHONPATH": os.pathsep.join(path), "SHOAL_RECORD": str(cluster.record)}
         try:
             cluster.store.start()
-            cluster.join(*made.hosts.values())
+            cluster.join(*(made[name] for name in names))
             yield cluster
         finally:
             if cluster.store.process is not None:
