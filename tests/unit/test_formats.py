@@ -351,7 +351,7 @@ FIELD = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.dictionaries(FIELD, JSON, max_size=4), st.sampled_from(FORMATS))
 def test_whatever_a_row_holds_it_is_a_sample_or_rejected_with_a_known_cause(row, format):
     found = parse(row, format)

@@ -26,7 +26,7 @@ STUBS = {
     """,
     "hostname": """echo "127.0.0.1 10.0.0.7 fe80::1" """,
     "ray": """
-        [ "$1" = health-check ] && exit "${STUB_HEALTH:-0}"
+        [ "$1" = health-check ] && { grep -qs "^ray start --head" "$STUB_LOG" || exit 1; exit "${STUB_HEALTH:-0}"; }
         [ "$3" = "${STUB_DIES:-}" ] && exit 1
         trap 'echo "down $STUB_NODE" >> "$STUB_LOG"; kill $sleeping; exit 0' TERM
         sleep 60 & sleeping=$!

@@ -83,7 +83,7 @@ def test_the_union_over_ranks_is_one_global_batch_for_every_world(url, folder, p
         assert whole.tokens == sum(len(document.input_ids) for document in documents)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(count=st.integers(1, 6), workers=st.integers(1, 64), micro=st.integers(1, 3), packing=st.booleans())
 def test_tiny_data_keep_all_ranks_in_step(tmp_path_factory, count, workers, micro, packing):
     folder = tmp_path_factory.mktemp("tiny")

@@ -338,7 +338,7 @@ def test_overlength_is_rejected_or_truncated_or_left_without_a_target(load):
     assert isinstance(rejected, Rejected) and rejected.cause == "no-target"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(words=st.integers(1, 60), sequence_length=st.integers(8, 40))
 def test_long_text_is_split_so_that_each_token_is_predicted_once(load, words, sequence_length):
     tokenizer = load()
@@ -355,7 +355,7 @@ def test_long_text_is_split_so_that_each_token_is_predicted_once(load, words, se
 WORD = st.text(st.characters(codec="utf-8", exclude_characters="<|>"), min_size=1, max_size=20).filter(str.strip)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(WORD, WORD), min_size=1, max_size=4))
 def test_the_learnt_tokens_spell_the_answers_for_any_text(load, turns):
     tokenizer = load()
