@@ -23,6 +23,7 @@ from shoal.tune.known import look_up, successor
 from shoal.tune.pace import Pace
 from shoal.tune.recall import Recalling
 from shoal.tune.sitting import Sitting
+from shoal.tune.slot import ClusterSlot
 from shoal.tune.watch import Watch
 
 PACE = Pace(tokens=900, steps=9, reports=9)
@@ -124,6 +125,15 @@ def test_a_budget_is_of_all_trials_together(tmp_path: Path, budget: dict[str, An
     for number in (1, 2, 3):
         watch._spend({"trial": number, "step": 10, "tokens": 100, "seconds": 2400})
     assert watch._over_budget() == over
+
+
+def test_a_trial_waits_for_room_for_as_long_as_others_train() -> None:
+    slot = ClusterSlot(ClusterProfile(kind="ray", wait_s=30))
+    assert slot.is_too_long(30) and not slot.is_too_long(29)
+    slot.still_s = lambda: 29.0
+    assert not slot.is_too_long(1000)
+    slot.stop.set()
+    assert slot.is_too_long(1)
 
 
 def test_pbt_keeps_inside_the_space() -> None:

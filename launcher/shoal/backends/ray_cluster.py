@@ -64,10 +64,10 @@ class RayCluster(RayTrain):
             [bundle(self.profile.resources_per_worker)] * self.profile.min_workers, strategy(self.profile)
         )
         try:
-            deadline = time.monotonic() + self.profile.wait_s
+            began = time.monotonic()
             told = False
             while not group.wait(POLL_S):
-                if time.monotonic() >= deadline:
+                if self.is_too_long(time.monotonic() - began):
                     raise ClusterError(self._no_room(f"for {self.profile.wait_s:g} s"))
                 if not told:
                     problem = self._no_room("now")
@@ -77,8 +77,12 @@ class RayCluster(RayTrain):
         finally:
             remove_placement_group(group)
 
+    def is_too_long(self, waited_s: float) -> bool:
+        """Whether to give up."""
+        return waited_s >= self.profile.wait_s
+
     def require_room(self, down_s: float) -> None:
-        if down_s > self.profile.wait_s + LAUNCH_S:
+        if self.is_too_long(down_s - LAUNCH_S):
             raise ClusterError(self._no_room(f"for {down_s:.0f} s"))
 
     def _no_room(self, when: str) -> Problem:

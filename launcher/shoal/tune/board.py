@@ -9,6 +9,7 @@ from shoal import lease
 from shoal.record import rows
 from shoal.record.rows import Record
 from shoal.tune.folder import SweepFolder, SweepPlan, Trial, TrialEnd
+from shoal.tune.space import trial_count
 
 WORST = {"min": 1e30, "max": -1e30}
 
@@ -59,8 +60,8 @@ class Board:
     folder: str
     metric: str
     mode: str
-    trials: int | None
-    """How many there will be at most; None where a grid says it."""
+    trials: int
+    """How many there will be at most; under pbt successors come on top."""
     running: bool
     """Somebody drives the sweep now."""
     takes_best: bool
@@ -105,7 +106,7 @@ def board(folder: SweepFolder) -> Board:
         folder=folder.url,
         metric=plan.spec.metric,
         mode=plan.spec.mode,
-        trials=plan.spec.trials,
+        trials=trial_count(plan.spec),
         running=lease.is_held(folder.lease),
         takes_best=plan.job.train.load_best_model_at_end,
         rows=tuple(standing(folder, plan, trial, end) for trial, end in folder.read_trials()),

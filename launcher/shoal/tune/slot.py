@@ -6,6 +6,7 @@ started again by Ray Train and goes on with the plan that it was at; what no new
 next plan starts another.
 """
 
+import math
 import shutil
 import tempfile
 import threading
@@ -46,6 +47,9 @@ class Slot(RayTrain):
         self.scratch = ""
         self.alone: Callable[[str], AbstractContextManager[None]] = lambda digest: nullcontext()
         """Held while data of that digest are prepared."""
+        self.still_s: Callable[[], float] = lambda: math.inf
+        """For how long no trial of the sweep has taken a step."""
+        self.stop = threading.Event()
 
     def connect(self) -> str:
         """This process is in that Ray already: where its logs are. It is a child of the cluster, not of the driver."""
@@ -65,6 +69,7 @@ class Slot(RayTrain):
     def train(self, plan: Plan, on_event: OnEvent, stop: threading.Event) -> Result:
         import ray
 
+        self.stop = stop
         logs = self._logs()
         if self.fit is None or self.fit.done():
             self._bring_up(plan, on_event)
@@ -145,7 +150,10 @@ class LocalSlot(Slot, RayLocal):
 
 
 class ClusterSlot(Slot, RayCluster):
-    """On a cluster, where room may have to be waited for."""
+    """On a cluster, where room may have to be waited for: for as long as others of the sweep train, since theirs comes free."""
+
+    def is_too_long(self, waited_s: float) -> bool:
+        return self.stop.is_set() or min(waited_s, self.still_s()) >= self.profile.wait_s
 
 
 def slot_for(profile: ClusterProfile, entry: Entry | None = None) -> Slot:

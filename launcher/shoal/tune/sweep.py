@@ -122,7 +122,9 @@ def _drive(
         fix = "use --on local, or kind: ray"
         raise SpecError(Problem("kind", "inline is this process alone, and a sweep needs Ray", fix))
     if backend is None:
-        with closing(cast(RayTrain, launch.backend_for(profile))) as backend:
+        # A cluster has room for the sweep when it has for one trial; a Ray of our own is made for all at once.
+        place = profile if profile.kind == "local" else trial_profile(plan.spec, profile)
+        with closing(cast(RayTrain, launch.backend_for(place))) as backend:
             backend.start()
             return _drive(plan, folder, profile, storage, on_event, stop, backend)
     each = trial_profile(plan.spec, profile)

@@ -67,6 +67,7 @@ class TrialActor(tune.Trainable):
         self.post = ray.get_actor(self.shared.post)
         self.slot: Slot = slot_for(profile, self.shared.entry)
         self.slot.alone = self._alone
+        self.slot.still_s = self._still_s
         self.slot.start()
         self.events: deque[Event] = deque()
         self.sitting: Sitting | None = None
@@ -273,6 +274,10 @@ class TrialActor(tune.Trainable):
             kept.append({"kind": "spent", "step": sitting.step, "tokens": sitting.tokens, "seconds": seconds})
         leaving: Any = ray.get(self.post.tell.remote([{"trial": self.number, **event} for event in kept]))
         return leaving
+
+    def _still_s(self) -> float:
+        still_s: Any = ray.get(self.post.still_s.remote())
+        return still_s
 
     @contextlib.contextmanager
     def _alone(self, digest: str) -> Iterator[None]:
