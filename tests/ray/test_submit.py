@@ -116,27 +116,33 @@ SWEEP = "sweep={space: {optimizer.learning_rate: [1e-3, 1e-2]}, search: grid, wo
 
 
 def test_a_sweep_is_handed_over_watched_stopped_and_goes_on(files: Files, going: str) -> None:
+    """Its profile has more workers than the cluster, its trials have not."""
+    wide = files.cluster.profile(files.folder / "sweep.yaml", workers=8)
+
+    def shoal(*words: str) -> Command:
+        return files.cluster.shoal(files.folder / f"sweep-{time.time_ns()}", *words, "--on", wide)
+
     settings = (SWEEP, "train.num_train_epochs=100", "train.max_steps=60", "train.eval_steps=15")
     sweep = [word for one in settings for word in ("--set", one)]
-    begun = files.shoal("sweep", files.job, "--run-id", "swept-1", *sweep, "--detach")
+    begun = shoal("sweep", files.job, "--run-id", "swept-1", *sweep, "--detach")
     assert begun.end() == 0 and "shoal stop swept-1 --on " in begun.said, begun.said
-    watching = files.shoal("logs", "swept", "--follow")
+    watching = shoal("logs", "swept", "--follow")
     watching.until("trial 1: optimizer.learning_rate=0.001", 180)
     watching.until("trial 1: held-out loss after step 15")
-    stopped = files.shoal("stop", "swept-1")
+    stopped = shoal("stop", "swept-1")
     assert stopped.end() == 0, stopped.said
     assert "it has left; go on with  shoal sweep resume swept-1 --on " in stopped.said
     assert watching.end() == 130, watching.said
     assert "asks to stop: the trials that run save first" in watching.said
     assert "shoal sweep resume swept-1 --on " in watching.said, "the leaderboard says how to go on"
 
-    resumed = files.shoal("sweep", "resume", "swept", "--json")
+    resumed = shoal("sweep", "resume", "swept", "--json")
     assert resumed.end(240) == 0, resumed.said
     assert "swept-1 is job swept-1.2 on " in resumed.said
     assert {row["number"]: (row["state"], row["step"]) for row in resumed.json["rows"]} == dict.fromkeys(
         (1, 2), ("finished", 60)
     )
-    again = files.shoal("sweep", "resume", "swept-1")
+    again = shoal("sweep", "resume", "swept-1")
     assert again.end() == 2 and "is finished: there is nothing to resume; `shoal sweep best swept-1`" in again.said
     listed = files.shoal("runs", "--json")
     assert listed.end() == 0
@@ -169,6 +175,7 @@ def test_a_run_without_room_says_what_is_free_and_gives_up(files: Files, going: 
     assert "waiting 3 s for room" in command.said
     assert "error: workers: no room for 3 s for 2 workers of 2 CPU each (pack): free are " in command.said
     assert "of 4 CPU" in command.said
+    assert not files.cluster.storage.list("s3://shoal/runs/wide-1/**"), "nothing is left of what never began"
     assert files.job_of(going)["status"] == "RUNNING"
 
 

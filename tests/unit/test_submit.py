@@ -268,7 +268,7 @@ def test_a_run_that_was_submitted_is_listed_before_it_has_a_plan(tmp_path: Path)
     folder = RunFolder(Storage(), str(tmp_path / "tiny-1"))
     folder.storage.write(submission_url(folder), b"{}")
     assert [(one.id, one.state) for one in survey(folder.storage, str(tmp_path))] == [("tiny-1", "submitted")]
-    assert find("tin", folder.storage, str(tmp_path), None).in_store
+    assert find("tin", folder.storage, str(tmp_path), None).in_sight
     folder.storage.write(folder.plan, b"{}")
     assert [(one.id, one.state) for one in survey(folder.storage, str(tmp_path))] == [("tiny-1", "started")]
 

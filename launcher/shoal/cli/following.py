@@ -143,11 +143,28 @@ def follow(
         work.tell(outcome, profile)
     for line in errors:
         typer.echo(line, err=True)
-    status = status_of(job)
-    if status and outcome is None and not errors:
-        _tell_death(work, job, status, profile)
-    if status:
+    if status := status_of(job):
+        begun = _has_begun(work, profile)
+        if outcome is None and not errors:
+            _tell_death(work, job, status, begun)
         raise typer.Exit(status)
+
+
+def _has_begun(work: Work, profile: "ClusterProfile") -> bool:
+    """Whether its driver made a plan, as far as one can see from here. Of one that did not, nothing stays in the store."""
+    from shoal.runs import RunFolder
+    from shoal.storage import absolute, join
+    from shoal.submit.found import has_begun, submission_url
+
+    try:
+        with storage_of(profile) as storage:
+            folder = RunFolder(storage, join(absolute(profile.storage.runs), work.id))
+            if has_begun(folder):
+                return True
+            storage.delete(submission_url(folder))
+            return False
+    except StorageError:
+        return True
 
 
 def _shown(event: "Event") -> "Event":
@@ -187,19 +204,10 @@ def _answer() -> str:
             return said
 
 
-def _tell_death(work: Work, job: "Job", status: int, profile: "ClusterProfile") -> None:
+def _tell_death(work: Work, job: "Job", status: int, begun: bool) -> None:
     """Of a driver that could say nothing itself."""
-    from shoal.runs import RunFolder
-    from shoal.storage import absolute, join
-    from shoal.submit.found import has_begun
-
     last = next((line.strip() for line in reversed(job.message.splitlines()) if line.strip()), "")
     what = f"job {job.id} {job.status.lower()} with status {status}" + (f": {last[:300]}" if last else "")
-    try:
-        with storage_of(profile) as storage:
-            begun = has_begun(RunFolder(storage, join(absolute(profile.storage.runs), work.id)))
-    except StorageError:
-        begun = True  # as far as one can see from here
     then = f"go on with  {work.resume}" if begun else f"use its job file again, with  --run-id {work.id}"
     typer.echo(f"{work.id}: {what}; {then}", err=True)
 
@@ -250,7 +258,7 @@ def _from_store(found: "Found", work: Work, follow_: bool) -> None:
     with display:
         while True:
             driven, finished = found.is_driven, found.is_finished
-            for row in found.rows() if found.in_store else []:
+            for row in found.rows() if found.in_sight else []:
                 key = json.dumps(row, sort_keys=True)
                 if key not in seen and row["kind"] not in ("driver", "ended"):
                     display.on_event({"steps": row.get("step"), **row})
@@ -259,7 +267,7 @@ def _from_store(found: "Found", work: Work, follow_: bool) -> None:
                 break
             time.sleep(LOOK_S)
     if work.as_json:
-        typer.echo(json.dumps(found.rows() if found.in_store else []))
+        typer.echo(json.dumps(found.rows() if found.in_sight else []))
     if follow_ and not finished:
         raise typer.Exit(1)
 

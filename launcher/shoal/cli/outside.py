@@ -64,7 +64,7 @@ def resume(
         found = find(beginning, storage, profile.storage.runs, way.jobs)
         _require_unfinished(found, is_sweep)
         if is_sweep or profile.kind == "kuberay":
-            if not found.in_store:
+            if not found.in_sight:
                 fix = f"use its job file again, with --run-id {found.id}: it goes on where it was"
                 raise ClusterError(Problem(found.id, "its folder cannot be read from here", fix))
             job = parse_job(storage.read(found.folder.job), found.folder.job)
@@ -80,11 +80,11 @@ def _require_unfinished(found: "Found", is_sweep: bool) -> None:
         raise SpecError(Problem(found.id, "is a sweep", f"`shoal sweep resume {found.id}` goes on with it"))
     if is_sweep and not found.is_sweep:
         raise SpecError(Problem(found.id, "is a run, not a sweep", f"`shoal resume {found.id}` goes on with it"))
-    if found.in_store and found.is_finished:
+    if found.in_sight and found.is_finished:
         fix = f"`shoal chat {found.id}` talks to it; a new job can go on from it with model.adapter: {found.id}"
         fix = f"`shoal sweep best {found.id}` takes its best trial" if is_sweep else fix
         raise SpecError(Problem(found.id, "is finished: there is nothing to resume", fix))
-    if found.in_store and not found.has_begun:
+    if found.in_sight and not found.has_begun:
         what = "never began to train: there is nothing to go on from"
         raise SpecError(Problem(found.id, what, f"use its job file again, with --run-id {found.id}"))
 

@@ -23,8 +23,8 @@ class Found:
     id: str
     folder: RunFolder
     is_sweep: bool
-    in_store: bool
-    """Whether anything of it can be read from here."""
+    in_sight: bool
+    """Whether the store can be read from here."""
     jobs: list[Job]
     """Its submissions that the cluster remembers, oldest first."""
 
@@ -36,7 +36,7 @@ class Found:
     @property
     def is_driven(self) -> bool:
         """Whether a driver holds it, as far as the store says."""
-        return self.in_store and lease.is_held(self.folder)
+        return self.in_sight and lease.is_held(self.folder)
 
     @property
     def has_begun(self) -> bool:
@@ -51,10 +51,10 @@ class Found:
 
     @property
     def has_saved(self) -> bool:
-        """Whether there is anything that a resume would not do again."""
-        if not self.in_store:
-            return False
-        return self.is_sweep or bool(self.folder.storage.list(f"{self.folder.checkpoints}*/manifest.json"))
+        """Whether there is anything that a resume would not do again, as far as one can see from here."""
+        if self.is_sweep or not self.in_sight:
+            return self.in_sight and self.has_begun
+        return bool(self.folder.storage.list(f"{self.folder.checkpoints}*/manifest.json"))
 
     def rows(self) -> list[Row]:
         """What it wrote down, in the order of time."""
@@ -88,19 +88,20 @@ def find(beginning: str, storage: Storage, runs_url: str, dashboard: Jobs | None
         begun = _with(SWEEP_PLAN, storage, runs_url)
         stored = begun | _with(RUN_PLAN, storage, runs_url) | _with(SUBMISSION, storage, runs_url)
         sweeps |= begun
+        in_sight = True
     except StorageError as error:
         if told is not None:
             raise together([told, error]) from error
         if dashboard is None:
             raise
-        stored = set()
+        stored, in_sight = set[str](), False
     known = stored | {job.metadata[RUN] for job in jobs if RUN in job.metadata}
     ids = sorted((one for one in known if not is_behind(one, beginning, sweeps)), key=made_order)
     if not ids and told is not None:
         raise told
     id = find_id(ids, beginning, runs_url, "run", "start one with `shoal run JOB`")
     folder = RunFolder(storage, join(absolute(runs_url), id))
-    return Found(id, folder, id in sweeps, id in stored, [job for job in jobs if job.metadata.get(RUN) == id])
+    return Found(id, folder, id in sweeps, in_sight, [job for job in jobs if job.metadata.get(RUN) == id])
 
 
 def _with(name: str, storage: Storage, runs_url: str) -> set[str]:
