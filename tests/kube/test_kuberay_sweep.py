@@ -21,7 +21,7 @@ def standing(number: int, rank: int, loss: float) -> Standing:
 
 
 BOARD = Board(
-    sweep=RUN, folder=f"s3://shoal/runs/{RUN}", metric="validation.loss", mode="min", trials=None, running=True,
+    sweep=RUN, folder=f"s3://shoal/runs/{RUN}", metric="validation.loss", mode="min", trials=2, running=True,
     takes_best=False, rows=(standing(1, 8, 2.5), standing(2, 16, 2.25)),
 )  # fmt: skip
 TRIALS = [
@@ -54,7 +54,7 @@ def test_a_sweep_is_applied_followed_by_its_trials_and_cleared_away(cluster: Clu
     assert status == 0, out + err
     for said in ("the driver is up", "trial 1: lora.r=8", "trial 2: finished at step 9, validation.loss 2.2500"):
         assert out.count(said) == 1, out
-    assert "2 trials: 2 finished" in out and "shoal sweep best a-run --on p.yaml" in out
+    assert "2 of 2 trials: 2 finished" in out and "shoal sweep best a-run --on p.yaml" in out
     (job,) = (one for (kind, _), one in cluster.objects.items() if kind == "rayjobs")
     assert job["spec"]["entrypoint"].startswith("shoal sweep run ")
     assert job["spec"]["entrypoint"].endswith(f" --run-id {RUN} --events")
