@@ -206,12 +206,15 @@ def test_whoever_may_not_see_events_sees_the_rest(cluster: Cluster, tell: Tell) 
     assert run(tell)[0] == 0
 
 
-def test_what_happened_to_an_earlier_try_is_not_told_of_this_one(cluster: Cluster, tell: Tell) -> None:
+def test_what_happened_to_an_earlier_try_or_to_a_neighbour_is_not_told_of_this_one(
+    cluster: Cluster, tell: Tell
+) -> None:
     old = event(RUN, "FailedToCreateHeadPod", "old news", when="2026-11-21T20:00:00Z")
+    neighbour = event(f"{RUN}-large", "FailedToCreateHeadPod", "next door")
     cluster.script = [
-        Scene(STARTING, pods=[pod(RUN, "head", "Pending")], events=[old]),
+        Scene(STARTING, pods=[pod(RUN, "head", "Pending")], events=[old, neighbour]),
         Scene(RUNNING, pods=SPEAKS),
         Scene(COMPLETE, pods=SPOKEN),
     ]
     status, out, _ = run(tell)
-    assert status == 0 and "old news" not in out
+    assert status == 0 and "old news" not in out and "next door" not in out

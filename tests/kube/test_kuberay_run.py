@@ -113,7 +113,7 @@ def test_a_run_that_fails_keeps_everything_and_says_how_to_look(cluster: Cluster
         (
             Scene(STARTING, pods=[], events=[event(RUN, "FailedToCreateHeadPod",
                 'pods "a-run-x-head" is forbidden: error looking up service account shoal/shoal: not found')]),
-            'RayCluster a-run-x: FailedToCreateHeadPod: pods "a-run-x-head" is forbidden: error looking up service account',
+            'RayCluster a-run-x7k2p: FailedToCreateHeadPod: pods "a-run-x-head" is forbidden: error looking up service account',
         ),
         (
             Scene(STARTING, pods=[pod(RUN, "worker", "Pending", waiting={"reason": "CrashLoopBackOff", "message": "back-off"})]),

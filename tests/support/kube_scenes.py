@@ -40,7 +40,7 @@ def unschedulable(why: str) -> Body:
 
 
 def event(run: str, reason: str, message: str, kind: str = "RayCluster", when: str = LATER) -> Body:
-    about = {"kind": kind, "name": f"{run}-x", "namespace": "shoal"}
+    about = {"kind": kind, "name": f"{run}-x7k2p", "namespace": "shoal"}
     return {
         "metadata": {"name": f"{reason}.{uuid.uuid4()}"}, "type": "Warning", "reason": reason, "message": message,
         "involvedObject": about, "lastTimestamp": when,

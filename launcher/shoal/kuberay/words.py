@@ -149,14 +149,14 @@ def _events(view: View) -> Iterator[str]:
     live = {pod["metadata"]["name"] for pod in view.pods}
     for event in sorted(view.events, key=_when):
         about = event.get("involvedObject") or {}
-        if event.get("type") != "Warning" or not _is_ours(about.get("name", ""), view.name):
+        if event.get("type") != "Warning" or not (about.get("name") in live or _is_ours(about, view.name)):
             continue
         if _when(event) < view.job["metadata"]["creationTimestamp"]:
             continue  # of an earlier try by the same name
         message = " ".join(event.get("message", "").split())
         if found := QUOTA.search(message):
             yield quota(view.namespace, found)
-        elif event.get("reason") not in QUIET and (about.get("kind") != "Pod" or about.get("name") in live):
+        elif event.get("reason") not in QUIET:
             yield f"{about.get('kind')} {about.get('name')}: {event.get('reason')}: {_short(message)}"
 
 
@@ -167,8 +167,10 @@ def _retries(view: View) -> Iterator[str]:
         yield f"try {failed} failed, the operator starts another cluster" + (f": {why}" if why else "")
 
 
-def _is_ours(name: str, job: str) -> bool:
-    return name == job or name.startswith(f"{job}-")
+def _is_ours(about: Manifest, job: str) -> bool:
+    """The RayJob, the Job that submits it, or a cluster of it: not those of a run whose name merely begins so."""
+    name = about.get("name", "")
+    return name == job or (about.get("kind") == "RayCluster" and bool(re.fullmatch(rf"{job}-[a-z0-9]{{5}}", name)))
 
 
 def _when(event: Manifest) -> str:
