@@ -1,5 +1,6 @@
 """What a person is told of a `sweep` section that cannot work: all of it at once, before anything starts."""
 
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from mistakes import Case
-from sweeps import SWEEP_ID, write_sweep
+from sweeps import JOB, SWEEP_ID, sweep_plan, write_sweep
 
 from shoal import cli
 
@@ -265,6 +266,10 @@ LEFT = [
          command=("sweep", "show", "fish", "--html", "sub"), on=PROFILE),
     Case("a folder that is full", ("--export: sub-full is there and not empty",),
          command=("sweep", "best", "fish", "--job", "best.yaml", "--export", "sub-full"), on=PROFILE),
+    Case("another sweep section", (f"--run-id {SWEEP_ID}: that sweep was begun with another `sweep` section; put these fields",
+                                   "trials: 9 now, 8 then"),
+         text=f"{JOB}sweep: {json.dumps({**sweep_plan().spec.model_dump(mode='json', exclude_unset=True), 'trials': 9})}\n",
+         command=("sweep", "job.yaml", "--run-id", SWEEP_ID), on=PROFILE),
     Case("a run with a sweep's id", (f"--run-id {SWEEP_ID}: is a sweep, not a run; give the run another id",),
          command=("run", "job.yaml", "--run-id", SWEEP_ID)),
 ]  # fmt: skip

@@ -171,7 +171,7 @@ def test_a_run_id_stands_for_one_job(job: JobSpec, profile: ClusterProfile) -> N
     other = job.model_copy(update={"train": job.train.model_copy(update={"batch_size": 8})})
     with pytest.raises(SpecError, match="that run was made from another job") as caught:
         submit(other, profile, StandIn())
-    assert [str(problem) for problem in caught.value.problems[1:]] == ["train.batch_size: 8 now, 4 in the run"]
+    assert [str(problem) for problem in caught.value.problems[1:]] == ["train.batch_size: 8 now, 4 then"]
     with pytest.raises(SpecError, match="'Nightly/7' cannot name a run"):
         submit(job, profile, StandIn(), "Nightly/7")
 

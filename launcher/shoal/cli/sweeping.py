@@ -85,10 +85,8 @@ def _plan(job: "JobSpec", run_id: str | None) -> "SweepPlan":
 def _require_same(then: "SweepPlan", now: "SweepPlan") -> None:
     from shoal.spec.load import require_same
 
-    require_same(now.sweep_id, then.job, now.job)
-    if then.spec != now.spec:
-        fix = "put it back, or give the new sweep an id of its own"
-        raise SpecError(Problem(f"--run-id {now.sweep_id}", "that sweep was begun with another `sweep` section", fix))
+    require_same(now.sweep_id, then.job, now.job, "that sweep was begun with another job")
+    require_same(now.sweep_id, then.spec, now.spec, "that sweep was begun with another `sweep` section")
 
 
 def drive(profile: "ClusterProfile", begin: "Begin", options: str, events: bool, as_json: bool) -> None:

@@ -31,15 +31,15 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     return parse_job(_read(path, "job"), str(path), overrides)
 
 
-def require_same(run_id: str, then: JobSpec, now: JobSpec) -> None:
-    """SpecError that names every field in which a job differs from the one that a run was made from."""
+def require_same(run_id: str, then: Frozen, now: Frozen, told: str = "that run was made from another job") -> None:
+    """SpecError that names every field in which a job, or a section of it, differs from what a run was made from."""
     before, after = _leaves(then), _leaves(now)
     differing = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
     if differing:
-        fix = "put these fields back, or give the new run an id of its own"
+        fix = "put these fields back, or give what is new an id of its own"
         raise SpecError(
-            Problem(f"--run-id {run_id}", "that run was made from another job", fix),
-            *(Problem(name, f"{after.get(name)!r} now, {before.get(name)!r} in the run") for name in differing),
+            Problem(f"--run-id {run_id}", told, fix),
+            *(Problem(name, f"{after.get(name)!r} now, {before.get(name)!r} then") for name in differing),
         )
 
 
