@@ -307,6 +307,7 @@ FORECASTS = [
     ({"scheduler": "pbt", "trials": 1}, ("sweep.scheduler: pbt compares 2 trials or more: with 1 it stops none",)),
     ({"scheduler": "median", "trials": 3}, ("sweep.scheduler: median compares 4 trials or more",)),
     ({"budget": {"steps": 3}}, ("sweep.budget.steps: 3 is less than one trial takes (8)",)),
+    ({"space": {"deepspeed.config.wall_clock_breakdown": [True, False]}, "trials": 2}, ("true or false",)),
     ({"space": {"data.train": ["rows.jsonl", {"path": "rows.jsonl", "weight": 2}]}, "trials": 2}, ("rows.jsonl or {path",)),
     ({**points(*range(20)), "search": "grid", "trials": None}, ("20, grid search", "10, 11 and 8 more", "8 a trial, 160 in")),
 ]  # fmt: skip
