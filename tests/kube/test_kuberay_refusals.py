@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kube_api import KINDS, Cluster, Scene
 from kube_scenes import COMPLETE, GOOD, RUN, RUNNING, SPEAKS, SPOKEN, STARTING, Tell, event, pod, run
 
@@ -150,6 +151,25 @@ def test_a_context_that_is_not_there(tell: Tell) -> None:
 def test_a_context_that_is(cluster: Cluster, tell: Tell) -> None:
     assert run(tell, "--detach", kubernetes={"context": "here"})[0] == 0
     assert cluster.named("rayjobs") == [RUN]
+
+
+@pytest.mark.parametrize("text", ["{{{", "- a", "\0\1", "clusters: 5"])
+def test_a_kubeconfig_that_is_none(tell: Tell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
+    (tmp_path / "broken").write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "broken"))
+    status, _, err = run(tell)
+    assert status == 5 and err.startswith("error: kubernetes: ") and "/broken" in err and "KUBECONFIG" in err
+
+
+def test_a_command_for_credentials_that_fails(cluster: Cluster, tell: Tell, tmp_path: Path) -> None:
+    path = cluster.kubeconfig(tmp_path / "config")
+    body = yaml.safe_load(path.read_text())
+    command = {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": "no-such-cloud", "args": []}
+    body["users"][0]["user"] = {"exec": command}
+    path.write_text(yaml.safe_dump(body))
+    status, _, err = run(tell)
+    assert status == 5 and "the kubeconfig's command for credentials failed: " in err and "'no-such-cloud'" in err
+    assert not cluster.named("rayjobs")
 
 
 def test_no_kubeconfig(tell: Tell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

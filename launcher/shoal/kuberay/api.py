@@ -1,12 +1,15 @@
 """Kubernetes' API server through its official client: the one module that imports it. Objects are as JSON has them."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from shoal.errors import ClusterError, Problem
 from shoal.kube.names import Manifest
@@ -139,17 +142,46 @@ def connect(context: str | None) -> "ApiClient":
     settings.retries = urllib3.Retry(0)  # who watches asks again; who applies is told
     where = os.environ.get("KUBECONFIG") or "~/.kube/config"  # read here: the client reads it once, when it is imported
     files = [one for one in where.split(os.pathsep) if Path(one).expanduser().exists()]
+    logged = _Logged()
+    logging.getLogger().addHandler(logged)
     try:
         if files or context:
             config.load_kube_config(where, context, settings, persist_config=False)
         else:
             config.load_incluster_config(client_configuration=settings)
+    except (
+        yaml.YAMLError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        ValueError,
+        OSError,
+    ) as error:  # of a file that is none
+        said = " ".join(str(error).split())[:200]
+        fix = "mend it, or set KUBECONFIG to another; `kubectl config view` reads it as well"
+        raise ClusterError(Problem("kubernetes", f"{where} is no kubeconfig that can be read: {said}", fix)) from None
     except config.ConfigException as error:
         field = "kubernetes.context" if context else "kubernetes"
         fix = "set KUBECONFIG, or name one of `kubectl config get-contexts` in kubernetes.context"
         said = " ".join(str(error).split())[:300] if files or context else "no kubeconfig, and this is no pod"
         raise ClusterError(Problem(field, f"no cluster is known here: {said}", fix)) from None
+    finally:
+        logging.getLogger().removeHandler(logged)
+    if logged.said:
+        what = f"the kubeconfig's command for credentials failed: {' '.join(logged.said[0].split())[:300]}"
+        raise ClusterError(Problem("kubernetes", what, "install it or log in; `kubectl auth whoami` runs it too"))
     return client.ApiClient(settings)
+
+
+class _Logged(logging.Handler):
+    """What the client logs and goes on, where kubectl gives up: a command for credentials that failed."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
 
 
 def _error(answer: Answer) -> ClusterError:
