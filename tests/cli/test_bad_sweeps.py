@@ -87,6 +87,13 @@ CASES = [
         "optimizer.learning_rate: says uniform and choice; give one of choice, grid, uniform",
         optimizer__learning_rate={"uniform": [1e-5, 1e-3], "choice": [1e-4]},
     ),
+    space("a number in two forms", "weight_decay: has 0.0 twice; list each value once", optimizer__weight_decay=[0, 0.0, 0.1]),
+    case(
+        "steps that Optuna has not",
+        "sweep.space.lora.r: qloguniform: Optuna has no steps between logarithms, and would leave them out; use loguniform",
+        search="optuna",
+        space={"lora.r": {"qloguniform": [8, 64, 8]}},
+    ),
     space("one value", "sweep.space.lora.r: is 8; write a list of values, or a range", lora__r=8),
     space("a value refused", "sweep.space.lora.r[1]: is 0; allowed: a whole number from 1 to 4096", lora__r=[8, 0]),
     space(

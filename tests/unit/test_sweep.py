@@ -271,6 +271,14 @@ def test_the_field_that_the_loss_follows_is_the_one_that_mattered(tmp_path: Path
     assert (found.trials, found.tokens) == (6, 800)
 
 
+def test_a_number_is_the_same_with_a_point(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path)
+    found = board(folder)
+    rows = [replace(row, params={field: float(value) for field, value in row.params.items()}) for row in found.rows]
+    spaces = folder.read_plan().spec.dimensions
+    assert importance(replace(found, rows=tuple(rows)), spaces) == importance(found, spaces)
+
+
 def test_of_few_trials_nothing_is_said(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path)
     found = board(folder)

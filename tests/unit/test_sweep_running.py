@@ -141,10 +141,12 @@ def test_pbt_keeps_inside_the_space() -> None:
         "optimizer.learning_rate": {"loguniform": [1e-4, 1e-2]},
         "optimizer.warmup_steps": {"randint": [0, 10]},
         "optimizer.lr_scheduler_type": ["cosine", "linear"],
+        "optimizer.weight_decay": {"quniform": [0.0, 0.4, 0.1]},
     }
     spec = sweep_plan(space, scheduler="pbt").spec
     given = {"optimizer.learning_rate": 1.2e-2, "optimizer.warmup_steps": 11, "optimizer.lr_scheduler_type": "linear"}
-    assert search.within(spec, given) == {**given, "optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 9}
+    inside = {**given, "optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 9, "optimizer.weight_decay": 0.2}
+    assert search.within(spec, {**given, "optimizer.weight_decay": 0.24}) == inside
 
 
 def test_schedulers_count_in_tokens() -> None:

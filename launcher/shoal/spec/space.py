@@ -131,6 +131,9 @@ class _Written:
         yield from found
         if kind not in LISTS and self.search == "grid":
             yield Problem(where, f"{kind} has no end of values for search: grid", "list them, or use search: random")
+        if kind == "qloguniform" and self.search == "optuna":
+            fix = "use loguniform, lograndint for whole numbers, or search: random"
+            yield Problem(where, "qloguniform: Optuna has no steps between logarithms, and would leave them out", fix)
         if kind == "grid" and self.search != "grid":
             yield Problem(where, f"grid, and search is {self.search}", "write choice, or use search: grid")
         if known and not found and not fixed:
@@ -246,4 +249,4 @@ def are_multiples(values: list[float]) -> bool:
 
 
 def _same(value: Any, others: list[Any]) -> bool:
-    return any(type(value) is type(other) and value == other for other in others)
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in others)

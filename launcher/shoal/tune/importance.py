@@ -87,8 +87,8 @@ def _distribution(one: Dimension) -> Any:
 def _point(value: Any, one: Dimension) -> Any:
     """A value as its distribution takes it; perturbed ones may lie outside of the space."""
     if one.values is not None:
-        nearest = value if value in one.values else min(one.values, key=lambda other: _distance(other, value))
-        return json.dumps(nearest)
+        same = [other for other in one.values if other == value]  # 8.0 is the 8 of the list
+        return json.dumps(same[0] if same else min(one.values, key=lambda other: _distance(other, value)))
     low, high = one.numbers[:2]
     return min(max(value, low), high - 1 if one.kind in WHOLE else high)
 

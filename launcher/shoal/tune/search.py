@@ -1,6 +1,7 @@
 """A sweep's search and schedule, in Ray Tune's own classes."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ def search(spec: SweepSpec, earlier: Sequence[Params], concurrent: int) -> Searc
         from ray.tune.search.optuna import OptunaSearch
 
         logging.set_verbosity(logging.ERROR)
+        # It would rather store choices that are no lists; here nothing is stored.
+        warnings.filterwarnings("ignore", "Choices for a categorical distribution", UserWarning)
         optuna = OptunaSearch(points_to_evaluate=list(earlier) or None, seed=spec.seed + len(earlier))
         return SearchGenerator(ConcurrencyLimiter(optuna, max_concurrent=concurrent))
     if spec.scheduler == "pbt":  # all of a population begin at once, and by now they are not what the seed gave
@@ -64,8 +67,9 @@ def within(spec: SweepSpec, params: Params) -> Params:
 def _clipped(one: Dimension, value: Any) -> Any:
     if one.values is not None:
         return value
-    low, high = one.numbers[:2]
-    return type(value)(min(max(value, low), high - 1 if one.kind in WHOLE else high))
+    low, high, *steps = one.numbers
+    inside = min(max(value, low), high - 1 if one.kind in WHOLE else high)
+    return type(value)(round(inside / steps[0]) * steps[0] if steps else inside)
 
 
 def samples(spec: SweepSpec, trials: int) -> int:
