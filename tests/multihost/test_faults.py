@@ -1,16 +1,25 @@
 """A cluster of three real hosts, hurt in earnest while it trains: every run goes on to the losses of one never touched."""
 
+import json
 import signal
+import threading
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 from hosts import missing
-from ray_hosts import RayHosts, ray_hosts
+from jobs import job, profile
+from ray_hosts import BUCKET, RayHosts, ray_hosts
+from trajectories import furthest, losses
 from trials import Ran, Trial, Trials
 
-from shoal import store
+from shoal import launch, store
+from shoal.backends.inline import Inline
+from shoal.record.rows import parse
+from shoal.spec.job import JobSpec
+from shoal.storage import Storage
+from shoal.train.world import Event
 
 REASON = missing()
 pytestmark = [
@@ -22,6 +31,12 @@ pytestmark = [
 EVERY = 5
 WITHOUT_END = ("--set", "train.max_steps=100000")
 INTERRUPTED = 130
+SECTIONS = {
+    "train": {"num_train_epochs": 10_000, "max_steps": 40, "batch_size": 7, "eval_steps": 1_000_000},
+    # Constant, so that a longer run begins like a shorter one; small, so that rounding is not blown up on the way.
+    "optimizer": {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "warmup_steps": 0},
+    "checkpoint": {"every_steps": EVERY, "keep": 2},
+}
 ELASTIC = {"min": 1, "max": 2, "check_every_s": 2}
 
 
@@ -36,10 +51,7 @@ def trials(cluster: RayHosts, tiny_model: Path) -> Trials:
     return Trials(
         cluster,
         tiny_model,
-        train={"num_train_epochs": 10_000, "max_steps": 40, "batch_size": 7, "eval_steps": 1_000_000},
-        # Constant, so that a longer run begins like a shorter one; small, so that rounding is not blown up on the way.
-        optimizer={"learning_rate": 1e-3, "lr_scheduler_type": "constant", "warmup_steps": 0},
-        checkpoint={"every_steps": EVERY, "keep": 2},
+        **SECTIONS,
     )
 
 
@@ -101,6 +113,55 @@ def test_a_group_shrinks_with_its_hosts_and_grows_back(cluster: RayHosts, trials
     same(found, trials.untouched(len(found.read)))
     sizes = [size for size, _ in groupby(each.workers for each in found.read)]
     assert sizes[-3:] == [2, 1, 2]
+
+
+def test_a_sweep_outlives_a_worker_and_a_host_and_no_trial_hears_of_the_others(
+    cluster: RayHosts, trials: Trials, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Two trials at once, a host each: one loses its worker, then the other its host."""
+    folder, seeds = cluster.network.folder / "sweep", [1, 2]
+    folder.mkdir()
+    sweep = {"space": {"train.seed": seeds}, "search": "grid"}
+    (folder / "job.yaml").write_text(f"{Path(trials.job).read_text()}sweep: {json.dumps(sweep)}\n")
+    place = cluster.profile(folder / "ray.yaml", workers=1)
+    arguments = ("sweep", str(folder / "job.yaml"), "--on", place, "--run-id", "sweep", "--json")
+    command = cluster.shoal(*arguments, "--set", "method=lora", "--set", "train.eval_steps=10", folder=folder)
+    for _ in seeds:
+        command.until("held-out loss after step 10:")
+    (here, worker), (there, _) = cluster.workers()
+    assert {here.name, there.name} == {"one", "two"}
+    worker.kill()
+    hit = command.until(f"worker 0 died on {here.name}").partition("trial ")[2][0]
+    [other] = {"1", "2"} - {hit}
+    command.until(f"trial {other}: held-out loss")
+    there.power_off()
+    command.until(f"trial {other}: worker 0 died with its node on {there.name}")
+    assert command.end(240) == 0, command.said
+    cluster.restart(there.name)
+    assert [row["state"] for row in command.json["rows"]] == ["finished"] * 2
+
+    rows = cluster.network.folder / "files" / "rows.jsonl"
+    for number, seed in enumerate(seeds, 1):
+        found = cluster.store.fetch(f"s3://{BUCKET}/runs/sweep-000{number}", folder / f"{number}")
+        spoken = job(tiny_model, rows, **{**SECTIONS, "method": "lora", "train": {**SECTIONS["train"], "seed": seed}})
+        assert furthest(losses(found), untouched(spoken, tmp_path)) < 1e-4
+        faults = [one for one in parse((found / "events.jsonl").read_bytes()) if one["kind"] == "failure"]
+        assert len(faults) == 1 or f"{number}" == hit, "the other went on until its own host was off"
+
+
+def untouched(spoken: JobSpec, folder: Path) -> dict[int, float]:
+    """Each step's loss in this process, without a cluster; left before it would export."""
+    losses: dict[int, float] = {}
+    stop = threading.Event()
+
+    def hear(event: Event) -> None:
+        if event["kind"] == "step":
+            losses[event["step"]] = event["loss"]
+            if event["step"] == event["steps"]:
+                stop.set()
+
+    launch.run(spoken, profile(folder), Storage(), Inline(), hear, stop)
+    return losses
 
 
 def test_no_room_is_an_answer(cluster: RayHosts, trials: Trials) -> None:
