@@ -231,7 +231,7 @@ def test_a_run_whose_driver_died_goes_on_and_stops_when_it_is_asked(files: Files
     watching.until("checkpoint of step ", 180)
     _driver(going).kill()
     assert watching.end() == 137, watching.said
-    assert f"go on with  shoal resume {going} --on " in watching.said
+    assert f"go on with  shoal resume {going} --on " in watching.said and '{"kind"' not in watching.said
     saved = _saved(files, going)
 
     resumed = files.shoal("resume", going)

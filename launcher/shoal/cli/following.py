@@ -205,9 +205,16 @@ def _answer() -> str:
 
 
 def _tell_death(work: Work, job: "Job", status: int, begun: bool) -> None:
-    """Of a driver that could say nothing itself."""
-    last = next((line.strip() for line in reversed(job.message.splitlines()) if line.strip()), "")
-    what = f"job {job.id} {job.status.lower()} with status {status}" + (f": {last[:300]}" if last else "")
+    """Of a driver that could say nothing itself: the last words that are no event of ours, nor Ray's heading of them."""
+    from shoal.submit.follow import event_of
+
+    events = filter(None, map(event_of, job.message.splitlines()))
+    said = [
+        one["message"]
+        for one in events
+        if one["kind"] in ("log", "error") and "last available logs" not in one["message"]
+    ]
+    what = f"job {job.id} {job.status.lower()} with status {status}" + (f": {said[-1].strip()[:300]}" if said else "")
     then = f"go on with  {work.resume}" if begun else f"use its job file again, with  --run-id {work.id}"
     typer.echo(f"{work.id}: {what}; {then}", err=True)
 
