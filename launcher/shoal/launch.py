@@ -138,7 +138,7 @@ def _again(
     require_same(folder.id, parse_job(folder.storage.read(folder.job), folder.job), job)
     if not folder.storage.exists(folder.result):
         return _go_on(folder, profile, backend, on_event, stop, REPLACED_S, amend)
-    made = Plan.model_validate_json(folder.storage.read(folder.plan))
+    made = Plan.read_back(folder.storage.read(folder.plan), folder.plan)
     on_event({"kind": "run", "run": folder.id, "folder": folder.url, "plan": made})
     on_event({"kind": "note", "message": f"{folder.id} is finished already: there is nothing to do"})
     return Outcome(folder, made, Result(**json.loads(folder.storage.read(folder.result))), None)
@@ -173,7 +173,7 @@ def _go_on(
     amend: Amend = lambda plan: plan,
 ) -> Outcome:
     on_event({"kind": "phase", "phase": "planning", "detail": f"going on with {folder.id}"})
-    made = amend(_placed(Plan.model_validate_json(folder.storage.read(folder.plan)), folder, profile))
+    made = amend(_placed(Plan.read_back(folder.storage.read(folder.plan), folder.plan), folder, profile))
     backend.prepare(made, folder.storage, on_event)
     return _train(folder, made, backend, on_event, stop, wait_s)
 

@@ -176,6 +176,15 @@ def test_a_run_id_stands_for_one_job(job: JobSpec, profile: ClusterProfile) -> N
         submit(job, profile, StandIn(), "Nightly/7")
 
 
+def test_a_plan_of_another_shoal_is_told(job: JobSpec, profile: ClusterProfile) -> None:
+    submit(job, profile, StandIn("stopped"))
+    plan = Path(profile.storage.runs) / "nightly-7" / "plan.json"
+    body = json.loads(plan.read_text())
+    plan.write_text(json.dumps({**body, "shoal": "9.0", "path": body.pop("trajectory")}))
+    with pytest.raises(SpecError, match=r"was written by shoal 9\.0, and this is"):
+        submit(job, profile, StandIn())
+
+
 class Dies(StandIn):
     """Its last group failed, and nobody is left to write that down."""
 

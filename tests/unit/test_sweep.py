@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sweeps import JOB, RATES, SWEEP_ID, sweep_plan, write_sweep
 
+from shoal.cli.runs import sweep_standing
 from shoal.errors import SpecError
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.load import parse_job
@@ -214,6 +215,25 @@ def test_a_sweep_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
         Storage().write(f"{tmp_path}/{run}/plan.json", b"{}")
         with pytest.raises(SpecError, match=told):
             find_sweep(Storage(), str(tmp_path), run)
+
+
+@pytest.mark.parametrize(
+    ("file", "body", "told"),
+    [
+        ("sweep.json", '{"version": 9, "shoal": "9.0.0"}', "sweep.json: was written by shoal 9.0.0, and this is "),
+        ("sweep.json", '{"version": 1, "sho', "sweep.json: is not whole"),
+        ("trials/0001.end.json", '{"number": 1}', "0001.end.json: was written by another version of shoal"),
+        ("trials/0001.json", "[]", "0001.json: was written by another version of shoal"),
+    ],
+)
+def test_what_another_shoal_wrote_is_told(tmp_path: Path, file: str, body: str, told: str) -> None:
+    folder = write_sweep(tmp_path)
+    (tmp_path / SWEEP_ID / file).write_text(body)
+    with pytest.raises(SpecError) as caught:
+        board(folder)
+    assert told in str(caught.value)
+    own = sweep_standing(folder, 0, [])
+    assert (own.state, own.loss) == ("unreadable", None), "one such sweep does not hide the others"
 
 
 # The best

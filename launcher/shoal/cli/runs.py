@@ -32,7 +32,8 @@ class Standing:
     id: str
     folder: str
     state: str
-    """finished, running, stopped (it has a checkpoint), started (it has none), or submitted (its driver has no plan yet)."""
+    """finished, running, stopped (it has a checkpoint), started (it has none), submitted (its driver has no plan yet), or
+    unreadable (a sweep of another version of Shoal)."""
     step: int | None
     """Of the result, or of the newest checkpoint."""
     loss: float | None
@@ -124,15 +125,20 @@ def sweep_standing(folder: "SweepFolder", own_bytes: int, trials: "Sequence[Stan
     from shoal.record import rows
 
     ends = [row["state"] for row in rows.read(folder.lease).events if row["kind"] == "ended"]
-    spec = folder.read_plan().spec
-    known = folder.read_trials()
-    values = [end.metric for _, end in known if end and end.state == "finished" and end.metric is not None]
+    try:
+        spec, known = folder.read_plan().spec, folder.read_trials()
+    except SpecError:  # of another version of Shoal
+        state, loss, known = "unreadable", None, []
+    else:
+        values = [end.metric for _, end in known if end and end.state == "finished" and end.metric is not None]
+        loss = (min if spec.mode == "min" else max)(values, default=None)
+        state = "running" if lease.is_held(folder.lease) else ends[-1] if ends else "stopped" if known else "started"
     return Standing(
         id=folder.id,
         folder=folder.url,
-        state="running" if lease.is_held(folder.lease) else ends[-1] if ends else "stopped" if known else "started",
+        state=state,
         step=None,
-        loss=(min if spec.mode == "min" else max)(values, default=None),
+        loss=loss,
         made=made(folder.id),
         bytes=own_bytes + sum(one.bytes for one in trials),
         checkpoint_bytes=sum(one.checkpoint_bytes for one in trials),

@@ -21,7 +21,7 @@ def load(folder: RunFolder, storage: Storage, *, merged: bool = False) -> tuple[
     An adapter stays an adapter on its base, so `model.disable_adapter()` gives the base. SpecError when the run has no
     such export, ModelError when the base cannot be had.
     """
-    plan = Plan.model_validate_json(storage.read(folder.plan))
+    plan = Plan.read_back(storage.read(folder.plan), folder.plan)
     name: ExportName = "merged" if merged else "model" if plan.trajectory.method == "full" else "adapter"
     if merged and plan.trajectory.method == "full":
         raise SpecError(Problem(plan.run_id, "is a full model: there is nothing merged", "leave --merged out"))
@@ -34,7 +34,7 @@ def load(folder: RunFolder, storage: Storage, *, merged: bool = False) -> tuple[
 
 def load_base(folder: RunFolder, storage: Storage) -> Any:
     """The model that the run started from, in eval mode: what a full model's answers are compared with."""
-    plan = Plan.model_validate_json(storage.read(folder.plan))
+    plan = Plan.read_back(storage.read(folder.plan), folder.plan)
     return _model(plan, materialise(plan.trajectory.model, storage, Path(plan.storage.cache).expanduser()))
 
 

@@ -89,7 +89,7 @@ def export(
 
 def merge_run(folder: RunFolder, storage: Storage) -> Figures:
     """Merge a finished run's adapter into its full-precision base; returns the gate's figures with `name` and `url`."""
-    plan = Plan.model_validate_json(storage.read(folder.plan))
+    plan = Plan.read_back(storage.read(folder.plan), folder.plan)
     if plan.trajectory.method == "full":
         raise SpecError(
             Problem(plan.run_id, "is a full model: there is no adapter to merge", "its export is whole already")

@@ -8,7 +8,7 @@ import yaml
 
 from shoal.errors import Problem, SpecError
 from shoal.runs import GIVEN_ID, TRIAL_ID, RunFolder, find_id, list_runs, made_order
-from shoal.spec.base import Frozen
+from shoal.spec.base import Frozen, unreadable
 from shoal.spec.job import JobSpec
 from shoal.spec.sweep import SweepSpec
 from shoal.storage import Storage, absolute, join
@@ -156,7 +156,8 @@ class SweepFolder:
         self.storage.write(self.job, text.encode())
 
     def read_plan(self) -> SweepPlan:
-        return SweepPlan.model_validate_json(self.storage.read(self.plan))
+        """Raises: SpecError when another version of Shoal wrote it."""
+        return SweepPlan.read_back(self.storage.read(self.plan), self.plan)
 
     def write_trial(self, trial: Trial) -> None:
         """Write a suggestion down. Raises: FileExistsError when that number is taken."""
@@ -166,15 +167,22 @@ class SweepFolder:
         self.storage.write(self.end(end.number), _line(end))
 
     def read_trials(self) -> list[tuple[Trial, TrialEnd | None]]:
-        """Every suggestion with its end, in the order of their numbers; a number may be missing."""
+        """Every suggestion with its end, in the order of their numbers; a number may be missing.
+
+        Raises: SpecError when another version of Shoal wrote them.
+        """
         ends: dict[int, TrialEnd] = {}
         begun: list[Trial] = []
         for one in self.storage.list(self.trials):
-            body = json.loads(self.storage.read(one.url))
-            if one.url.endswith(".end.json"):
-                ends[body["number"]] = TrialEnd(**body)
-            else:
-                begun.append(Trial.of(body))
+            text = self.storage.read(one.url)
+            try:
+                body = json.loads(text)
+                if one.url.endswith(".end.json"):
+                    ends[body["number"]] = TrialEnd(**body)
+                else:
+                    begun.append(Trial.of(body))
+            except (ValueError, TypeError, KeyError, AttributeError):
+                raise SpecError(unreadable(text, one.url)) from None
         return [(trial, ends.get(trial.number)) for trial in sorted(begun, key=lambda one: one.number)]
 
 
