@@ -74,6 +74,9 @@ def test_a_resumed_sweep_judges_as_one_that_was_never_left(scheduler: str, seed:
     cut = draw.randint(1, len(verdicts))
     before, after = verdicts[:cut], verdicts[cut:]
     unheard = draw.random() < 0.5  # the sweep was killed before the last verdict was written down
+    last, step, verdict = before[-1]
+    if unheard and step < STEPS - EVERY and verdict == TrialScheduler.STOP:  # and its run was ahead of it
+        points[last].append(Point(step + EVERY, (step + EVERY) * TOKENS, 5.0, f"{cut - 1:06d}"))
     told = {
         number: known(
             number,
@@ -88,8 +91,8 @@ def test_a_resumed_sweep_judges_as_one_that_was_never_left(scheduler: str, seed:
             said = resumed.tell(one, point.step) if point.step < STEPS else TrialScheduler.STOP
             if told[one].end is not None:
                 assert said == TrialScheduler.CONTINUE or point.step == STEPS, "who has ended is not judged again"
-            elif (one, point.step) == before[-1][:2] and scheduler == "asha":
-                assert said == before[-1][2]
+            elif (one, point.step) == (last, step) and scheduler == "asha":
+                assert said == verdict
     stopped = {one for one, _, verdict in before if verdict == TrialScheduler.STOP}
     assert [(number, step, resumed.tell(number, step)) for number, step, _ in after] == after
     assert not stopped & {number for number, _, _ in after}

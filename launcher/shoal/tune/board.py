@@ -91,6 +91,13 @@ class Board:
     def count(self, state: str) -> int:
         return sum(row.state == state for row in self.rows)
 
+    @property
+    def begun(self) -> str:
+        """`3 of 8 trials`, without those that took the place of others under pbt."""
+        later = sum(bool(row.origin) for row in self.rows)
+        more = f" and {later} at the place of others" if later else ""
+        return f"{len(self.rows) - later} of {self.trials:,} trials{more}"
+
     def as_json(self) -> dict[str, Any]:
         winner = self.winner
         ranked = [asdict(row) | {"score": self.score(row)} for row in self.ranked]

@@ -133,7 +133,8 @@ def table(trials: Trials) -> RenderableType:
         shown.add_row(Text(str(row.number)), state, *(Text(cell) for cell in (step, value, *params, row.why)))
     counts = ", ".join(f"{count} {state}" for state in COLOURS if (count := trials.count(state)))
     head = Text.assemble((trials.sweep or "shoal sweep", "bold"), f"  {trials.phase}" if not rows else "")
-    head.append(f"  {len(trials.rows)} of {trials.trials} trials: {counts}" if rows else "", style="dim")
+    begun = min(len(trials.rows), trials.trials)  # under pbt later ones stand at the place of others
+    head.append(f"  {begun} of {trials.trials} trials: {counts}" if rows else "", style="dim")
     return Group(head, shown) if rows else head
 
 

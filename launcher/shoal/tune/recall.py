@@ -17,8 +17,8 @@ class Past:
     def __init__(self, known: Known) -> None:
         self.trial_id = f"past-{known.trial.number}"
         self.is_over = known.end is not None
-        self.verdict = TrialScheduler.CONTINUE
-        """On the last point. From those before it the trial went on."""
+        self.stopped_at: int | None = None
+        """The step of the point at which it was stopped, as the sweep was left: its end was not written down yet."""
 
 
 class Recalling(FIFOScheduler):
@@ -26,7 +26,7 @@ class Recalling(FIFOScheduler):
 
     Trials tell their points again when a sweep is resumed, in whatever order they come up. The scheduler has heard all
     of them by then, in the order of their times, as it did at first: who has ended stays as it ended, who has not goes
-    on or hears what it was about to hear, and what is new is judged beside the same values as without a resume.
+    on, unless it was about to be stopped, and what is new is judged beside the same values as without a resume.
     """
 
     def __init__(self, own: TrialScheduler, known: Sequence[Known], metric: str, mode: str, time: str) -> None:
@@ -45,10 +45,14 @@ class Recalling(FIFOScheduler):
 
     def _recall(self, trial: str, point: Point) -> None:
         past = self.past[trial]
+        if past.stopped_at is not None:
+            return  # its run was ahead, and nobody has heard of that
         # The median rule judges whatever it hears of a trial that is not complete, and takes no verdict back.
         hear: Any = self.own.on_trial_complete if isinstance(self.own, MedianStoppingRule) else self.own.on_trial_result
-        past.verdict = hear(None, past, {self.time: point.tokens, self.value: comparable(point.value, self.mode)})
+        verdict = hear(None, past, {self.time: point.tokens, self.value: comparable(point.value, self.mode)})
         self.heard[trial] = point.step
+        if verdict == self.STOP and past.stopped_at is None and not past.is_over:
+            past.stopped_at = point.step
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True  # they are known already
@@ -61,9 +65,7 @@ class Recalling(FIFOScheduler):
         if self._is_new(trial, result):
             return self.own.on_trial_result(tune_controller, self._known(trial), result)
         past = self.past.get(str(trial))
-        if past is None or past.is_over or result["step"] < self.heard[str(trial)]:
-            return self.CONTINUE
-        return past.verdict or self.CONTINUE
+        return self.STOP if past and result["step"] == past.stopped_at else self.CONTINUE
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Result) -> None:
         past = self.past.get(str(trial))

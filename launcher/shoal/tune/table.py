@@ -122,9 +122,7 @@ def board_table(found: Board, width: int) -> RenderableType:
         state = Text(row.state, style=COLOURS.get(row.state, ""))
         shown.add_row(Text(str(row.number), style=style), state, *(Text(cell, style=style) for cell in cells))
     counts = ", ".join(f"{found.count(state)} {state}" for state in (*COLOURS, "unfinished") if found.count(state))
-    head = Text.assemble(
-        (found.sweep, "bold"), f"  {len(found.rows)} of {found.trials} trials: {counts or 'none began'}"
-    )
+    head = Text.assemble((found.sweep, "bold"), f"  {found.begun}: {counts or 'none began'}")
     head.append(f"; by {found.metric}, best first", style="dim")
     reasons = (
         [] if beside else [Text(f"trial {row.number}: {why(row)}", style="dim") for row in found.ranked if why(row)]

@@ -110,15 +110,17 @@ class TrialActor(tune.Trainable):
         own = {"number": self.number, "run": self.known.trial.run, "told": told}
         if found is None:
             return {**own, "step": 0, "tokens": 0}
-        return {**own, "step": found.step, "tokens": found.tokens}
+        is_last = sitting is not None and 0 < sitting.steps <= found.step
+        return {**own, "step": found.step, "tokens": found.tokens, "is_last": is_last}
 
     def load_checkpoint(self, checkpoint: Result | None) -> None:
-        """After a pause this trial goes on; with another's checkpoint a new one begins at its place."""
+        """After a pause this trial goes on; with another's checkpoint a new one begins at its place, unless that one's
+        training was over: then there is nothing left to do with other numbers, and this trial goes on as well."""
         assert checkpoint is not None
         if checkpoint["run"] == self.known.trial.run:
             self.points = [one for one in self.known.points if one.step <= checkpoint["told"]]
             self.earlier = deque(one for one in self.known.points if one.step > checkpoint["told"])
-        elif checkpoint["step"]:
+        elif checkpoint["step"] and not checkpoint["is_last"]:
             self._take_over(checkpoint)
 
     def _prepare(self, config: dict[str, Any]) -> None:
