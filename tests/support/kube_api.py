@@ -30,7 +30,7 @@ KINDS = {
     "/apis/networking.k8s.io/v1": {"networkpolicies"},
     "/apis/policy/v1": {"poddisruptionbudgets"},
     "/apis/ray.io/v1": {"rayjobs"},
-    "/apis/kueue.x-k8s.io/v1beta1": {"workloads"},
+    "/apis/kueue.x-k8s.io/v1beta2": {"workloads"},
 }
 TOKEN = "a-token-of-a-person"
 MADE = "2026-11-21T21:00:00Z"

@@ -32,7 +32,7 @@ PLACES = {
     "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
     "RayJob": ("/apis/ray.io/v1", "rayjobs"),
-    "Workload": ("/apis/kueue.x-k8s.io/v1beta1", "workloads"),
+    "Workload": ("/apis/kueue.x-k8s.io/v1beta2", "workloads"),
 }
 """Kind -> its group and version, and its name in a path."""
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
