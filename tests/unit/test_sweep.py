@@ -5,7 +5,8 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -23,7 +24,7 @@ from shoal.storage import Storage
 from shoal.tune import chart
 from shoal.tune.best import copy_export, winning
 from shoal.tune.board import board
-from shoal.tune.checks import place_problems
+from shoal.tune.checks import idle_problems, place_problems
 from shoal.tune.folder import SweepFolder, find_sweep, list_sweeps
 from shoal.tune.importance import importance
 from shoal.tune.live import Trials, table
@@ -147,6 +148,24 @@ def test_grace_is_told_in_tokens_and_lasts_to_the_first_report(fields: dict[str,
 def test_a_place_that_cannot_hold_a_sweep_is_told(profile: dict[str, Any], said: str) -> None:
     found = list(place_problems(spec({"lora.r": [1]}, workers=2), ClusterProfile.model_validate(profile)))
     assert " ".join(map(str, found)).startswith(said) and bool(found) == bool(said)
+
+
+def test_a_field_that_does_something_at_one_point_is_not_idle() -> None:
+    asked = spec({"method": ["full", "lora"], "lora.r": [8, 16], "train.micro_batch_size": [1, 2]})
+    points = candidates(asked, 256)
+    plans = [
+        SimpleNamespace(trajectory_digest=f"{one['method']}{one['lora.r'] * (one['method'] == 'lora')}")
+        for one in points
+    ]
+
+    def idle(known: int) -> list[str]:
+        return [one.where for one in idle_problems(asked, points[:known], cast(Any, plans[:known]))]
+
+    assert idle(len(points)) == ["sweep.space.train.micro_batch_size"]
+    assert idle(4) == ["sweep.space.lora.r", "sweep.space.train.micro_batch_size"], (
+        "all that there is with method: full"
+    )
+    assert idle(7) == [], "of corners alone nothing is said"
 
 
 # Leaderboard

@@ -62,7 +62,12 @@ def report_problems(spec: SweepSpec, plans: Sequence[Plan]) -> Iterator[Problem]
 
 
 def idle_problems(spec: SweepSpec, points: Sequence[Params], plans: Sequence[Plan]) -> Iterator[Problem]:
-    """Fields that change nothing that is learnt, wherever the others stand: `points` and their `plans`."""
+    """Fields that change nothing that is learnt, wherever the others stand: `points` and their `plans`.
+
+    Of a space of which only some points are known nothing is said: a field may do something elsewhere.
+    """
+    if math.prod(len({repr(point[field]) for point in points}) for field in spec.space) != len(points):
+        return
     for field in spec.space:
         if field == "deepspeed" or field.startswith("deepspeed.config"):
             continue  # raw options may do anything
