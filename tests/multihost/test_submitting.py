@@ -37,9 +37,9 @@ def test_a_run_is_watched_left_stopped_and_resumed_from_a_host_outside(cluster: 
     made = job(
         f"s3://{BUCKET}/tiny", f"s3://{BUCKET}/rows.jsonl", train=train, checkpoint={"every_steps": 20, "keep": 2}
     )
-    on = cluster.profile(files / "ray.yaml", address="http://head:8265")
+    two, one = (cluster.profile(files / f"{n}.yaml", address="http://head:8265", workers=n) for n in (2, 1))
 
-    def shoal(*arguments: str) -> Command:
+    def shoal(*arguments: str, on: str = two) -> Command:
         return cluster.shoal(*arguments, "--on", on, folder=files, host="desk")
 
     begun = shoal("run", write(files / "job.yaml", made), "--run-id", "over")
@@ -67,7 +67,7 @@ def test_a_run_is_watched_left_stopped_and_resumed_from_a_host_outside(cluster: 
     [standing] = listed.json
     assert standing["state"] == "stopped" and standing["step"] > 20
 
-    resumed = shoal("resume", "over")
+    resumed = shoal("resume", "over", on=one)
     resumed.until("over is job over.2 on ")
     step = resumed.until("  lr ", 180)
     assert int(step.split("step ")[1].split("/")[0]) > standing["step"]
