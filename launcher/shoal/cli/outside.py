@@ -98,7 +98,7 @@ def _hand_over(
             with storage_of(way.profile) as storage, display:
                 submitted, folder = way.hand_over(work, job, storage, display, flags)
         except KeyboardInterrupt:
-            typer.echo("left before it was handed over: nothing of it is left there", err=True)
+            typer.echo("left before it was handed over: what was made for it is taken away", err=True)
             raise typer.Exit(leaving.status) from None
         if detach:
             _tell_detached(work, folder, submitted)
