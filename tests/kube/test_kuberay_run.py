@@ -206,6 +206,13 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_ctrl_c_before_it_is_applied_leaves_nothing(cluster: Cluster, tell: Tell) -> None:
+    cluster.refuses = lambda method, kind, dry: interrupt() if dry and kind == "rayjobs" else None
+    status, _, err = run(tell)
+    assert status == 130 and "left before it was handed over: what was made for it is taken away" in err
+    assert not cluster.objects
+
+
 def test_ctrl_c_without_a_terminal_detaches_and_logs_reattaches(cluster: Cluster, tell: Tell) -> None:
     cluster.script = [*GOOD[:3], Scene(then=interrupt), *[Scene()] * 3]
     status, _, err = run(tell)

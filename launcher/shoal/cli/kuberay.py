@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from shoal.cli.leaving import Leaving
 from shoal.cli.work import Work
 from shoal.display import Display
 from shoal.errors import ClusterError
@@ -35,7 +36,13 @@ class Applying:
         self.jobs = RayJobs.of(profile)
 
     def hand_over(
-        self, work: Work, job: "JobSpec | None", storage: "Storage", display: Display, flags: Sequence[str]
+        self,
+        work: Work,
+        job: "JobSpec | None",
+        storage: "Storage",
+        display: Display,
+        flags: Sequence[str],
+        leaving: Leaving,
     ) -> "tuple[Submitted, str]":
         """The work, applied, and its folder. Mistakes are told before anything is sent, refusals before anything is made."""
         from shoal.kuberay.apply import apply
@@ -56,6 +63,7 @@ class Applying:
             display.on_event({"kind": "note", "message": message})
 
         made = apply(self.jobs.api, manifests, tell)
+        leaving.watching = True
         name = made["metadata"]["name"]
         submitted = Submitted(name, self.jobs.address, f"{getpass.getuser()} on {socket.gethostname()}", stamp())
         if in_sight:

@@ -96,7 +96,7 @@ def _hand_over(
     with Leaving() as leaving:
         try:
             with storage_of(way.profile) as storage, display:
-                submitted, folder = way.hand_over(work, job, storage, display, flags)
+                submitted, folder = way.hand_over(work, job, storage, display, flags, leaving)
         except KeyboardInterrupt:
             typer.echo("left before it was handed over: what was made for it is taken away", err=True)
             raise typer.Exit(leaving.status) from None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from shoal.cli.leaving import Leaving
 from shoal.cli.work import Work
 from shoal.display import Display, size
 from shoal.errors import SpecError
@@ -23,7 +24,13 @@ class Submitting:
         self.jobs = Dashboard(profile.address, profile.token)
 
     def hand_over(
-        self, work: Work, job: "JobSpec | None", storage: "Storage", display: Display, flags: Sequence[str]
+        self,
+        work: Work,
+        job: "JobSpec | None",
+        storage: "Storage",
+        display: Display,
+        flags: Sequence[str],
+        leaving: Leaving,
     ) -> "tuple[Submitted, str]":
         """The work, handed over, and its folder; without a `job`, the run of that id goes on.
 
@@ -51,6 +58,7 @@ class Submitting:
             place: Place = looking.result()
         display.on_event({"kind": "phase", "phase": "submitting", "detail": profile.address})
         wanted = request(profile, work.id, folder.url, job, place, own, *flags)
+        leaving.watching = True  # it may be there from now on, whatever becomes of this process
         submitted = submit(self.jobs, work.id, wanted, place, own)
         if in_sight:
             storage.write(submission_url(folder), as_json(submitted))

@@ -39,7 +39,9 @@ def apply(api: Api, manifests: Sequence[Manifest], tell: Callable[[str], None]) 
         done = api.apply(job)
         made.append(job)
         _own(api, around, done)
-    except (ClusterError, KeyboardInterrupt):
+    except (ClusterError, KeyboardInterrupt) as left:
+        if isinstance(left, KeyboardInterrupt):
+            made.append(job)  # the server may have made it, and we not have heard
         for one in reversed(made):
             _take_away(api, one)
         raise
