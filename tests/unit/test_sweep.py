@@ -30,7 +30,7 @@ from shoal.tune.importance import importance
 from shoal.tune.live import Trials, table
 from shoal.tune.pace import Pace, grace_period, perturbation_interval
 from shoal.tune.page import page
-from shoal.tune.space import apply, candidates, combinations, grid, settled, trial_count
+from shoal.tune.space import apply, at_once, candidates, combinations, grid, settled, trial_count
 from shoal.tune.table import board_table
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
@@ -68,6 +68,26 @@ def test_a_range_has_no_number_of_combinations_and_a_default_of_trials() -> None
     assert combinations(one) is None
     assert trial_count(one) == 16
     assert trial_count(one.model_copy(update={"trials": 3})) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "count"),
+    [
+        ("local", {"workers": 2}, 4),
+        ("local", {"workers": 2, "max_concurrent": 3}, 3),
+        ("local", {"workers": 2, "max_concurrent": 6}, 4),  # resumed where there is less room
+        ("local", {"workers": 2, "trials": 2}, 2),
+        ("local", {}, 1),
+        ("ray", {"workers": 2}, 4),
+        ("ray", {"workers": 2, "max_concurrent": 6}, 6),  # those without room wait for an autoscaler
+        ("ray", {"workers": 2, "max_concurrent": 60}, 16),
+    ],
+)
+def test_trials_at_once_are_what_the_file_says_or_the_profile_s_workers_suffice_for(
+    kind: str, fields: dict[str, Any], count: int
+) -> None:
+    one = spec({"optimizer.learning_rate": {"uniform": [0, 1]}}, **fields)
+    assert at_once(one, ClusterProfile.model_validate({"kind": kind, "workers": 8})) == count
 
 
 def test_a_space_is_looked_at_by_its_values_and_its_corners() -> None:

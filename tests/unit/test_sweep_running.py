@@ -56,6 +56,14 @@ def test_tokens_are_counted_once_when_steps_come_again() -> None:
     assert (found.step, found.tokens) == (4, 400)
 
 
+def test_waiting_for_room_is_no_time_of_the_trial() -> None:
+    waited = [40.0]
+    found = replace(sitting(), waited_s=lambda: waited[0])
+    found.began -= 100.0
+    waited[0] += 70.0
+    assert 30.0 <= found.seconds < 70.0
+
+
 def test_what_was_told_before_is_not_told_again() -> None:
     found = sitting(after=Point(4, 400, 2.0))
     for event in (step(3), step(4), evaluation(4), step(5), evaluation(5, 1.5)):

@@ -118,7 +118,7 @@ class SweepSpec(Frozen):
     scheduler: Literal["none", "asha", "median", "pbt"] = "none"
     """What stops trials early."""
     max_concurrent: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Trials at once; `auto`: as many as there is room for."""
+    """Trials at once; `auto`: as many as the profile's workers suffice for, on a cluster also what has room now."""
     workers: int | None = Field(default=None, ge=1, le=4096)
     """Workers of each trial; default: the profile's."""
     budget: BudgetSpec = BudgetSpec()

@@ -16,7 +16,7 @@ from shoal.spec.job import JobSpec
 from shoal.spec.sweep import SweepSpec
 from shoal.storage import Storage
 from shoal.tune.checks import combined, idle_problems, place_problems, report_problems
-from shoal.tune.space import Params, apply, candidates, combinations, trial_count, trial_profile
+from shoal.tune.space import Params, apply, at_once, candidates, combinations, trial_count, trial_profile
 
 MOST_PLANS = 256
 """Points of the space that are planned before a sweep starts."""
@@ -167,12 +167,8 @@ def _problem(said: Problem | str) -> Problem:
 
 
 def concurrent(spec: SweepSpec, profile: ClusterProfile) -> int | None:
-    """Trials at once; None where a cluster's room says it."""
-    if spec.max_concurrent != "auto":
-        return min(spec.max_concurrent, trial_count(spec))
-    if profile.kind != "local":
-        return None
-    return min(max(1, profile.max_workers // (spec.workers or profile.max_workers)), trial_count(spec))
+    """Trials at once; None where it is the more the more room a cluster has."""
+    return None if profile.kind != "local" and spec.max_concurrent == "auto" else at_once(spec, profile)
 
 
 def measured(storage: Storage, runs_url: str, like: Plan) -> tuple[float, str] | None:

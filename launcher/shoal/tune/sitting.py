@@ -51,6 +51,8 @@ class Sitting:
     after: Point | None
     """The last point that was told before this sitting."""
     tell: Callable[[Event], None]
+    waited_s: Callable[[], float] = lambda: 0.0
+    """How long the backend's runs have waited for room so far: that time is not the trial's."""
     stop: threading.Event = field(default_factory=threading.Event)
     points: "queue.SimpleQueue[Point]" = field(default_factory=queue.SimpleQueue)
     retries: int = 0
@@ -73,6 +75,7 @@ class Sitting:
         if self.after is not None:
             self.step, self.tokens = self.after.step, self.after.tokens
         self._seen[self.step] = self.tokens
+        self._before_s = self.waited_s()
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name=self.run_id, daemon=True)
@@ -97,7 +100,7 @@ class Sitting:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.began
+        return time.monotonic() - self.began - (self.waited_s() - self._before_s)
 
     def _run(self) -> None:
         try:

@@ -10,10 +10,11 @@ import math
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from shoal.backends import OnEvent
@@ -50,6 +51,21 @@ class Slot(RayTrain):
         self.still_s: Callable[[], float] = lambda: math.inf
         """For how long no trial of the sweep has taken a step."""
         self.stop = threading.Event()
+        self._waited_s, self._waits_since = 0.0, math.nan
+
+    @property
+    def waited_s(self) -> float:
+        """Spent waiting for room so far, by all plans together."""
+        now = 0.0 if math.isnan(self._waits_since) else time.monotonic() - self._waits_since
+        return self._waited_s + now
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self._waits_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited_s, self._waits_since = self.waited_s, math.nan
 
     def connect(self) -> str:
         """This process is in that Ray already: where its logs are. It is a child of the cluster, not of the driver."""
@@ -97,7 +113,8 @@ class Slot(RayTrain):
 
         on_event({"kind": "phase", "phase": "starting", "detail": f"{plan.layout.workers} workers"})
         self._drop()
-        self.await_room(on_event)
+        with self._waiting():
+            self.await_room(on_event)
         self.scratch = tempfile.mkdtemp(prefix="shoal-")
         self.desk = beside(Desk)
         self.fit = RAY.submit(_fit, self.desk, plan, self.entry, self.profile, self.scratch)

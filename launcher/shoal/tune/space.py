@@ -101,3 +101,13 @@ def looked_at(dimension: Dimension) -> list[Any]:
 def trial_profile(spec: SweepSpec, profile: ClusterProfile) -> ClusterProfile:
     """Where one trial trains: the profile with the trial's own number of workers."""
     return profile if spec.workers is None else profile.model_copy(update={"workers": spec.workers})
+
+
+def at_once(spec: SweepSpec, profile: ClusterProfile) -> int:
+    """Trials at once: as the file says, else as many as the profile's workers suffice for. On a cluster those whose nodes
+    are not there yet wait for them."""
+    trials = trial_count(spec)
+    claimed = max(1, profile.max_workers // (spec.workers or profile.max_workers))
+    if spec.max_concurrent == "auto":
+        return min(claimed, trials)
+    return min(spec.max_concurrent, trials, claimed if profile.kind == "local" else trials)

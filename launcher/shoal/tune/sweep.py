@@ -33,7 +33,7 @@ from shoal.storage import Storage
 from shoal.train.world import Event
 from shoal.tune.board import Board, board
 from shoal.tune.folder import SweepFolder, SweepPlan, Trial, TrialEnd
-from shoal.tune.space import Params, settled, trial_count, trial_profile
+from shoal.tune.space import Params, at_once, settled, trial_count, trial_profile
 
 WAIT_S = 0.2
 LEASE_S = launch.REPLACED_S
@@ -135,7 +135,7 @@ def _drive(
     )
     made = launch.prepared_plan(plan.job, each, storage, backend, on_event)
     earlier = folder.read_trials()
-    concurrent = _concurrent(plan, profile, each, backend)
+    concurrent = _concurrent(plan, profile, each)
     scratch = tempfile.mkdtemp(prefix="shoal-sweep-")
     try:
         tuning = backend.fit = RAY.submit(
@@ -150,13 +150,12 @@ def _drive(
     return board(folder)
 
 
-def _concurrent(plan: SweepPlan, profile: ClusterProfile, each: ClusterProfile, backend: RayTrain) -> int:
-    """Trials at once: no more than there is room for."""
-    asked = plan.spec.max_concurrent
-    most = trial_count(plan.spec) if asked == "auto" else min(asked, trial_count(plan.spec))
-    if profile.kind == "local":
-        return max(1, min(most, profile.max_workers // each.max_workers))
-    return max(1, RAY.submit(_fitting, each, most).result())
+def _concurrent(plan: SweepPlan, profile: ClusterProfile, each: ClusterProfile) -> int:
+    """Trials at once. A cluster may have more room than its profile claims."""
+    least = at_once(plan.spec, profile)
+    if profile.kind == "local" or plan.spec.max_concurrent != "auto":
+        return least
+    return max(least, RAY.submit(_fitting, each, trial_count(plan.spec)).result())
 
 
 def _fitting(each: ClusterProfile, most: int) -> int:

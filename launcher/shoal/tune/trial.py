@@ -163,6 +163,7 @@ class TrialActor(tune.Trainable):
             amend=self._amended,
             after=self.points[-1] if self.points else known.start,
             tell=self.events.append,
+            waited_s=lambda: self.slot.waited_s,
         )
         sitting.start()
         return sitting
