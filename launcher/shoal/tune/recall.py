@@ -51,7 +51,7 @@ class Recalling(FIFOScheduler):
         hear: Any = self.own.on_trial_complete if isinstance(self.own, MedianStoppingRule) else self.own.on_trial_result
         verdict = hear(None, past, {self.time: point.tokens, self.value: comparable(point.value, self.mode)})
         self.heard[trial] = point.step
-        if verdict == self.STOP and past.stopped_at is None and not past.is_over:
+        if verdict == self.STOP and not past.is_over:
             past.stopped_at = point.step
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
