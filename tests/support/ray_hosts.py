@@ -19,6 +19,7 @@ from submitting import DASHBOARD
 
 import shoal
 from shoal import store
+from shoal.store_server import SERVICES
 
 S3_PORT, FILER_PORT, MASTER_PORT, RAY_PORT = 8333, 8888, 9333, 6379
 BUCKET = "shoal"
@@ -51,6 +52,9 @@ class Store:
 
     network: Network
     process: subprocess.Popen[bytes] | None = None
+    grpc: list[int] = field(default_factory=lambda: secrets.SystemRandom().sample(range(20000, 30000), len(SERVICES)))
+    """Ports by which its services call each other, as sockets in /tmp: two stores with the same ones would take over
+    each other's, whatever network they are in."""
 
     @property
     def folder(self) -> Path:
@@ -70,6 +74,7 @@ class Store:
         options += [f"-ip={SWITCH}", f"-ip.bind={SWITCH}", f"-s3.port={S3_PORT}", f"-bucket={BUCKET}", "-volume.max=50"]
         options += ["-master.telemetry=false", "-webdav=false", "-admin.ui=false"]
         options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+        options += [f"-{name}.port.grpc={port}" for name, port in zip(SERVICES, self.grpc, strict=True)]
         environment = {**os.environ, "GOMEMLIMIT": "300MiB", "HOME": str(self.folder)}
         command = self.network.at_switch(str(weed), *options)
         place = f"http://{SWITCH}:{MASTER_PORT}/dir/assign?collection={BUCKET}"  # answers once there is room to write
