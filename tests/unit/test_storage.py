@@ -287,7 +287,9 @@ def test_the_clients_words_become_one_line(text: str, said_to_person: str) -> No
 @pytest.mark.parametrize("endpoint", ["nonsense", "http://", "ftp://host", "http://host name", "http://key:word@host"])
 def test_an_impossible_endpoint_is_no_panic(endpoint: str) -> None:
     anonymous = CredentialRef(anonymous=True)
-    line = said(lambda: Storage(S3Spec(endpoint_url=endpoint, credentials=anonymous)).read("s3://abc/d"))
+    # Most of these no profile lets through.
+    spec = S3Spec(credentials=anonymous).model_copy(update={"endpoint_url": endpoint})
+    line = said(lambda: Storage(spec).read("s3://abc/d"))
     assert line.startswith("storage.s3.endpoint_url: ") and line.endswith("; write https://HOST:PORT")
     assert "word" not in line
     odd = Storage(S3Spec(endpoint_url="http://127.0.0.1:9", region="eu central", credentials=anonymous))

@@ -67,13 +67,13 @@ class RayCluster(RayTrain):
             began = time.monotonic()
             told = False
             while not group.wait(POLL_S):
-                if self.is_too_long(time.monotonic() - began):
-                    raise ClusterError(self._no_room(f"for {self.profile.wait_s:g} s"))
                 if not told:
                     problem = self._no_room("now")
                     message = f"{problem.what}; waiting {self.profile.wait_s:g} s for room"
                     on_event({"kind": "note", "message": message})
                     told = True
+                if self.is_too_long(time.monotonic() - began):
+                    raise ClusterError(self._no_room(f"for {self.profile.wait_s:g} s"))
         finally:
             remove_placement_group(group)
 
