@@ -145,6 +145,10 @@ def going(files: Files) -> str:
     command = files.shoal("run", files.job, "--run-id", GOING, "--detach", *LONG)
     assert command.end() == 0, command.said
     assert "and leave      shoal stop going-1 --on " in command.said
+    watching = files.shoal("logs", GOING, "--follow")
+    watching.until("worker up (process", 180)  # its room is taken
+    watching.process.kill()
+    watching.end()
     return GOING
 
 
