@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shoal.cli.common import Json, On, console, profile_name, storage_of
+from shoal.cli.common import Json, On, console, options_of, profile_name, storage_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +48,7 @@ def doctor(run: OneRun = None, on: On = None, as_json: Json = False) -> None:
                 out.print(_line(one), soft_wrap=True)
         well = all(one.state != "problem" for one in findings)
     else:
-        answer = _run(profile, run, f" --on {on}" if on else "")
+        answer = _run(profile, run, options_of(on))
         if as_json:
             typer.echo(json.dumps({"run": answer[0], **answer[1].as_json()}, indent=1))
         else:

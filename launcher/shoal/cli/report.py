@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from shoal.cli.common import Json, On, Run, console, profile_name, storage_of
+from shoal.cli.common import Json, On, Run, console, options_of, profile_name, storage_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,7 +41,7 @@ def report(run: Run, on: On = None, as_json: Json = False) -> None:
     with storage_of(profile) as storage:
         found = evidence(find_run(storage, profile.storage.runs, run))
     body = figures(found.record, found.planned_steps)
-    answer = verdict(found, f" --on {on}" if on else "")
+    answer = verdict(found, options_of(on))
     if as_json:
         plan = {"trajectory": found.plan["trajectory"], "layout": found.plan["layout"]}
         told = {"run": found.run, **answer.as_json(), **body.as_json(), "checkpoint": found.checkpoint, "plan": plan}

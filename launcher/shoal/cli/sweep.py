@@ -188,7 +188,7 @@ def best(
         return
     out = console()
     out.print(found.words, markup=False, soft_wrap=True)
-    options = f" --on {on}" if on else ""
+    options = options_of(on)
     out.print(f"job      {path}   (again:  shoal run {path}{options})", markup=False, soft_wrap=True)
     where = found.export if copied is None else copied
     out.print(

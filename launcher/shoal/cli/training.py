@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal.cli import outside
-from shoal.cli.common import Job, Json, On, Run, Set, checked_run_id, console, load_both, profile_name, storage_of
+from shoal.cli.common import (
+    Job,
+    Json,
+    On,
+    Run,
+    Set,
+    checked_run_id,
+    console,
+    load_both,
+    options_of,
+    profile_name,
+    storage_of,
+)
 from shoal.errors import Problem, SpecError, StorageError
 
 if TYPE_CHECKING:
@@ -162,7 +174,7 @@ def _train(
 
     out = console(as_json)
     display = Relay() if events else display_for(out)
-    options = f" --on {on}" if on else ""
+    options = options_of(on)
     with Interrupts(display.on_event) as interrupts, closing(launch.backend_for(profile)) as backend:
         try:
             with display:
