@@ -120,12 +120,14 @@ def test_a_sweep_outlives_a_worker_and_a_host_and_no_trial_hears_of_the_others(
 ) -> None:
     """Two trials at once, a host each: one loses its worker, then the other its host."""
     folder, seeds = cluster.network.folder / "sweep", [1, 2]
+    steps = 150  # so many that the first is far from its end when the second has begun and its neighbour is dead
     folder.mkdir()
     sweep = {"space": {"train.seed": seeds}, "search": "grid"}
     (folder / "job.yaml").write_text(f"{Path(trials.job).read_text()}sweep: {json.dumps(sweep)}\n")
     place = cluster.profile(folder / "ray.yaml", workers=1)
     arguments = ("sweep", str(folder / "job.yaml"), "--on", place, "--run-id", "sweep", "--json")
-    command = cluster.shoal(*arguments, "--set", "method=lora", "--set", "train.eval_steps=10", folder=folder)
+    settings = {"method": "lora", "train.eval_steps": 10, "train.max_steps": steps}
+    command = cluster.shoal(*arguments, *(f"--set={key}={value}" for key, value in settings.items()), folder=folder)
     for _ in seeds:
         command.until("held-out loss after step 10:")
     (here, worker), (there, _) = cluster.workers()
@@ -143,7 +145,8 @@ def test_a_sweep_outlives_a_worker_and_a_host_and_no_trial_hears_of_the_others(
     rows = cluster.network.folder / "files" / "rows.jsonl"
     for number, seed in enumerate(seeds, 1):
         found = cluster.store.fetch(f"s3://{BUCKET}/runs/sweep-000{number}", folder / f"{number}")
-        spoken = job(tiny_model, rows, **{**SECTIONS, "method": "lora", "train": {**SECTIONS["train"], "seed": seed}})
+        train = {**SECTIONS["train"], "seed": seed, "max_steps": steps}
+        spoken = job(tiny_model, rows, **{**SECTIONS, "method": "lora", "train": train})
         assert furthest(losses(found), untouched(spoken, tmp_path)) < 1e-4
         faults = [one for one in parse((found / "events.jsonl").read_bytes()) if one["kind"] == "failure"]
         assert len(faults) == 1 or f"{number}" == hit, "the other went on until its own host was off"
