@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from shoal.errors import Problem
-from shoal.spec import foreign, secrets
+from shoal.spec import foreign, foreign_values, secrets
 from shoal.spec.document import Document, Path, dotted, sort_of
 from shoal.spec.schema import Kind, schema
 
@@ -99,7 +99,7 @@ def _explain(path: Path, group: list[ErrorDetails], document: Document, fields: 
         return Problem(where, group[0]["msg"].partition(", ")[2] or group[0]["msg"])
     shape = fields.at(path)
     what = f"is {shown(path, given)}"
-    if advice := foreign.value_advice(path, given):
+    if advice := foreign_values.value_advice(path, given):
         return Problem(where, what, advice)
     if given is None:
         return Problem(where, "is given without a value", f"give {allowed(shape, fields)}, or take the line out")

@@ -22,6 +22,8 @@ FIXED = {
     "data.validation": "trials would be measured on different samples",
 }
 """Fields that are not searched, and why."""
+SHOWN_REFUSED = 8
+"""Values of one field that are told one by one."""
 EXAMPLE = "optimizer.learning_rate: {loguniform: [1e-5, 1e-3]}"
 WRITE = "write a list of values, or a range such as {loguniform: [1e-5, 1e-3]}"
 
@@ -164,6 +166,9 @@ class _Written:
             yield Problem(where, f"is {shown(self.path, values)}", "write a list of values")
         elif not values:
             yield Problem(where, "is empty", "list at least one value, or take the line out")
+        elif len(values) > MOST_TRIALS:
+            what = f"lists {len(values):,} values, and a sweep has at most {MOST_TRIALS:,} trials"
+            yield Problem(where, what, "list fewer, or give a range such as {uniform: [low, high]}")
         else:
             twice = [value for index, value in enumerate(values) if _same(value, values[:index])]
             for value in twice[:1]:
@@ -213,11 +218,15 @@ class _Written:
                 ((*inside, index), value if kind in WHOLE or whole else float(value))
                 for index, value in enumerate(ends)
             ]
-        for place, value in places:
+        refused = [(place, found) for place, value in places if (found := list(self._judge(value)))]
+        for place, found in refused[:SHOWN_REFUSED]:
             at = self.document.where((*SPACE, self.field, *place))
-            for problem in self._judge(value):
+            for problem in found:
                 inside_it = problem.where.partition(f" {self.field}")[2]  # `.r`: which part of a section's value
                 yield Problem(at + inside_it, problem.what, problem.fix)
+        if others := refused[SHOWN_REFUSED:]:
+            where = self.document.where((*SPACE, self.field))
+            yield Problem(where, f"{len(others):,} other values of it cannot stand there either", "change them too")
 
     def _held_out(self, where: str, values: list[dict[str, Any]]) -> Iterator[Problem]:
         """Sections of `data` that hold other samples out than the job does."""
