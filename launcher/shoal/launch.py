@@ -3,12 +3,10 @@
 import contextlib
 import json
 import os
-import secrets
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -20,8 +18,9 @@ from shoal.lease import STALE_AFTER_S, held
 from shoal.plan.planner import counted, plan
 from shoal.plan.types import Plan
 from shoal.record import rows
+from shoal.record.ending import read_result
 from shoal.record.ledger import Ledger, ledger
-from shoal.runs import RunFolder, checked_id, find_run, new_run_id
+from shoal.runs import RunFolder, checked_id, find_run, giving_up, new_id
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.job import JobSpec
 from shoal.spec.load import parse_job, require_same
@@ -76,8 +75,7 @@ def backend_for(profile: ClusterProfile) -> Backend:
 
 def plan_job(job: JobSpec, profile: ClusterProfile, storage: Storage, run_id: str | None = None) -> Plan:
     """What a run of `job` on `profile` would be. Needs neither torch nor Ray."""
-    run_id = run_id or new_run_id(job.name, datetime.now(), secrets.token_hex(2))
-    return plan(job, profile, gather(job, profile, storage), run_id)
+    return plan(job, profile, gather(job, profile, storage), run_id or new_id(job.name))
 
 
 def run(
@@ -94,15 +92,16 @@ def run(
 
     Raises: ShoalError; SpecError when the run of that id was made from another job.
     """
-    if run_id is not None:
-        folder = RunFolder(storage, join(absolute(profile.storage.runs), checked_id(run_id)))
-        if storage.exists(folder.plan):
-            return _again(folder, job, profile, backend, on_event, stop, amend)
-    made = amend(prepared_plan(job, profile, storage, backend, on_event, run_id))
-    folder = RunFolder(storage, made.storage.run)
+    replaced_s = 0.0 if run_id is None else REPLACED_S
+    run_id = new_id(job.name) if run_id is None else checked_id(run_id)
+    folder = RunFolder(storage, join(absolute(profile.storage.runs), run_id))
+    if storage.exists(folder.plan):
+        return _again(folder, job, profile, backend, on_event, stop, amend)
+    with giving_up(folder):
+        made = amend(prepared_plan(job, profile, storage, backend, on_event, run_id))
     text = yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
     storage.write(folder.job, text.encode())
-    return _train(folder, made, backend, on_event, stop, 0.0 if run_id is None else REPLACED_S)
+    return _train(folder, made, backend, on_event, stop, replaced_s)
 
 
 def prepared_plan(
@@ -141,7 +140,7 @@ def _again(
     made = Plan.read_back(folder.storage.read(folder.plan), folder.plan)
     on_event({"kind": "run", "run": folder.id, "folder": folder.url, "plan": made})
     on_event({"kind": "note", "message": f"{folder.id} is finished already: there is nothing to do"})
-    return Outcome(folder, made, Result(**json.loads(folder.storage.read(folder.result))), None)
+    return Outcome(folder, made, Result(**read_result(folder)), None)
 
 
 def resume(

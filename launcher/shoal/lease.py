@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shoal.errors import ClusterError, Problem, StorageError
+from shoal.errors import ClusterError, Problem, SpecError, StorageError
 from shoal.runs import RunFolder
+from shoal.spec.base import unreadable
 from shoal.storage import join
 
 HEARTBEAT_S = 4.0
@@ -183,13 +184,19 @@ def _numbers(folder: RunFolder) -> list[int]:
 
 
 def _holder(folder: RunFolder, number: int) -> Holder | None:
-    """None when it was let go meanwhile. Raises: StorageError when it is there and cannot be read just now."""
+    """None when it was let go meanwhile. Raises: StorageError when it is there and cannot be read just now, SpecError
+    when it is no lease of this Shoal's."""
+    url = _url(folder, number)
     try:
-        return Holder(**json.loads(folder.storage.read(_url(folder, number))))
+        text = folder.storage.read(url)
     except StorageError:
-        if folder.storage.exists(_url(folder, number)):
+        if folder.storage.exists(url):
             raise
         return None
+    try:
+        return Holder(**json.loads(text))
+    except (ValueError, TypeError):
+        raise SpecError(unreadable(text, url, "remove it, if nobody drives the run")) from None
 
 
 def _asked_by(folder: RunFolder) -> str | None:

@@ -1,19 +1,24 @@
 """Names every file of a run folder, and finds runs by the beginning of their id."""
 
+import json
 import re
-from collections.abc import Set
+import secrets
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
 
-from shoal.errors import Problem, SpecError
-from shoal.storage import Storage, join
+from shoal.errors import Problem, ShoalError, SpecError, StorageError
+from shoal.storage import Storage, absolute, join
 
 RUN_ID = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)-(?P<made>\d{8}-\d{6})-(?P<token>[0-9a-z]{4})")
 GIVEN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """An id that somebody chose."""
 TRIAL_ID = re.compile(rf"(?P<sweep>{GIVEN_ID.pattern})-(?P<number>\d{{4,5}})")
 """The id of a sweep's trial, which is a run: the sweep's own and the trial's number."""
+GAVE_UP = "gave_up"
+"""In a submission: why its driver left before there was a plan."""
 SHOWN = 8
 """Runs listed when a beginning fits several, or none."""
 
@@ -23,6 +28,11 @@ def new_run_id(name: str, now: datetime, token: str) -> str:
     run_id = f"{name}-{now:%Y%m%d-%H%M%S}-{token}"
     assert RUN_ID.fullmatch(run_id), run_id
     return run_id
+
+
+def new_id(name: str) -> str:
+    """Of a run or a sweep of that name that is made now."""
+    return new_run_id(name, datetime.now(), secrets.token_hex(2))
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,11 @@ class RunFolder:
     def plan(self) -> str:
         """The Plan, as it was before the first step."""
         return join(self.url, "plan.json")
+
+    @property
+    def submission(self) -> str:
+        """Who drives a run that was handed to a cluster: there before the plan is."""
+        return join(self.url, "submission.json")
 
     @property
     def job(self) -> str:
@@ -107,6 +122,40 @@ def list_runs(storage: Storage, runs_url: str) -> list[RunFolder]:
     return sorted((run for run in runs if _names_run(run.id)), key=lambda run: made_order(run.id))
 
 
+@contextmanager
+def giving_up(folder: RunFolder) -> Iterator[None]:
+    """What is raised inside ends a driver before it has a plan: of a run that was handed to a cluster it is written down."""
+    try:
+        yield
+    except StorageError:
+        raise  # nothing can be written down either
+    except ShoalError as error:
+        with suppress(StorageError):
+            if folder.storage.exists(folder.submission):
+                body = json.loads(folder.storage.read(folder.submission))
+                said = json.dumps({**body, GAVE_UP: str(error)}, indent=1)
+                folder.storage.write(folder.submission, said.encode())
+        raise
+
+
+def gave_up(folder: RunFolder) -> str:
+    """Why the driver of a run left before there was a plan; empty where it did not, as far as the folder says."""
+    try:
+        return str(json.loads(folder.storage.read(folder.submission)).get(GAVE_UP, ""))
+    except (ValueError, AttributeError):
+        return ""
+
+
+def require_begun(storage: Storage, runs_url: str, beginning: str) -> None:
+    """SpecError for the beginning of an id of what was handed to a cluster and has no plan, with what became of it."""
+    waiting = (one.url.split("/")[-2] for one in storage.list(join(runs_url, "*", "submission.json")))
+    for run in sorted(one for one in waiting if beginning.strip() and one.startswith(beginning)):
+        if why := gave_up(RunFolder(storage, join(absolute(runs_url), run))):
+            fix = f"use its job file again, with --run-id {run}"
+            raise SpecError(Problem(run, f"its driver gave up before it had a plan: {why}", fix))
+        raise SpecError(Problem(run, "has no plan yet", f"`shoal logs {run} --follow` shows what its driver says"))
+
+
 def checked_id(given: str) -> str:
     """An id that may name a run. Raises: SpecError."""
     if not _names_run(given):
@@ -127,6 +176,8 @@ def find_run(storage: Storage, runs_url: str, beginning: str) -> RunFolder:
     if meant and not any(one.startswith(beginning) for one in runs):
         fix = f"its trials are runs: `shoal sweep show {meant[0]}` lists them"
         raise SpecError(Problem(meant[0], "is a sweep, not a run", fix))
+    if not any(one.startswith(beginning) for one in runs):
+        require_begun(storage, runs_url, beginning)
     return runs[find_id(list(runs), beginning, runs_url, "run", "start one with `shoal run JOB`")]
 
 

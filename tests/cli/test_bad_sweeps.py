@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 import yaml
-from mistakes import Case
+from mistakes import Case, write_job
 from sweeps import JOB, SWEEP_ID, sweep_plan, write_sweep
 
 from shoal import cli
+from shoal.data.summary import PreparedSummary
+from shoal.launch import plan_job
+from shoal.spec.load import load_job, load_profile
+from shoal.storage import Storage
+from shoal.tune.space import apply
 
 PROFILE = "two.yaml"
 SOUND: dict[str, Any] = {"space": {"optimizer.learning_rate": {"loguniform": [1e-5, 1e-3]}}, "trials": 8, "workers": 1}
@@ -95,6 +100,19 @@ CASES = [
         space={"lora.r": {"qloguniform": [8, 64, 8]}},
     ),
     space("one value", "sweep.space.lora.r: is 8; write a list of values, or a range", lora__r=8),
+    space(
+        "more values than trials",
+        "sweep.space.train.seed: lists 10,001 values, and a sweep has at most 10,000 trials; list fewer, or give a range",
+        train__seed=list(range(10_001)),
+    ),
+    replace(
+        space(
+            "a thousand values refused",
+            "sweep.space.lora.r: 992 other values of it cannot stand there either; change them too",
+            lora__r=list(range(5000, 6000)),
+        ),
+        never=("lora.r[8]",),
+    ),
     space("a value refused", "sweep.space.lora.r[1]: is 0; allowed: a whole number from 1 to 4096", lora__r=[8, 0]),
     space(
         "a name refused",
@@ -291,6 +309,28 @@ def test_what_cannot_be_done_with_a_sweep_is_told(mistake: Case, place: Path, te
     tell(mistake)
 
 
+def test_rows_that_an_earlier_preparation_rejected_are_told_before_anything_starts(
+    place: Path, tell: Callable[[Case], None]
+) -> None:
+    """Whether a sequence length rejects too many is known where that length was prepared before, and there alone."""
+    mistake = case(
+        "rejected before",
+        "sweep.space: gives data.sequence_length=48: data.train: 3 of 20 rows (15.0%) are rejected, data.max_rejected "
+        "allows 1.0%; all are listed in {place}/prepared/",
+        space={"data.sequence_length": [48, 96]},
+    )
+    write_job(place, mistake)
+    short = apply(load_job(place / "job.yaml"), {"data.sequence_length": 48})
+    url = plan_job(short, load_profile(place / PROFILE), Storage()).storage.prepared
+    found = PreparedSummary(
+        digest="d", format="messages", sequence_length=48, dtype="uint16", highest_token=1, rows=20, samples=17,
+        validation_samples=0, tokens=100, validation_tokens=0, targets=50, validation_targets=0, packed_rows=4,
+        rejected={"overlength": 3}, examples=(), units=(), columns=(),
+    )  # fmt: skip
+    Storage().write(f"{url}/meta.json", found.model_dump_json().encode())
+    tell(mistake)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def two_workers(place: Path) -> None:
     names = {name: str(place / name) for name in ("runs", "prepared", "cache")}
@@ -329,8 +369,6 @@ def test_a_sound_sweep_is_forecast(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from mistakes import write_job
-
     write_job(place, Case("sound", (), {**HELD_OUT, "sweep": {**SOUND, **sweep}}))
     monkeypatch.setattr(sys, "argv", ["shoal", "sweep", "job.yaml", "--on", PROFILE, "--dry-run"])
     assert cli._status() == 0

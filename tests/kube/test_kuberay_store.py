@@ -17,7 +17,6 @@ from shoal.cli import following, outside
 from shoal.runs import RunFolder
 from shoal.spec.load import load_job
 from shoal.storage import Storage
-from shoal.submit.found import submission_url
 from shoal.tune.folder import SweepFolder, SweepPlan
 from shoal.tune.space import apply
 
@@ -45,7 +44,7 @@ def folder(tmp_path: Path, tell: Tell, monkeypatch: pytest.MonkeyPatch) -> RunFo
 
 def test_a_run_says_in_its_folder_who_drives_it(cluster: Cluster, tell: Tell, folder: RunFolder) -> None:
     assert run(tell, "--detach")[0] == 0
-    assert b'"id": "a-run"' in folder.storage.read(submission_url(folder))
+    assert b'"id": "a-run"' in folder.storage.read(folder.submission)
 
 
 def test_resume_applies_the_job_of_the_runs_folder_again(

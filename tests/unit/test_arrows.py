@@ -31,7 +31,7 @@ MAY_USE: dict[str, frozenset[str]] = {
     "store": frozenset({"errors", "spec", "store_server"}),
     "storage": frozenset({"errors", "spec", "store"}),
     "runs": frozenset({"errors", "storage"}),
-    "record": frozenset({"errors", "storage", "runs"}),
+    "record": frozenset({"errors", "spec", "storage", "runs"}),
     "models": frozenset({"errors", "hub", "plan", "storage"}),
     "plan": frozenset({"errors", "spec", "storage", "facts"}),
     "kube": frozenset({"errors", "spec", "plan"}),

@@ -20,6 +20,7 @@ from shoal.backends import OnEvent
 from shoal.backends.inline import Inline
 from shoal.cli import runs as listing
 from shoal.cli.interrupts import Interrupts
+from shoal.cli.standing import Standing, made
 from shoal.errors import (
     ClusterError,
     DataError,
@@ -460,8 +461,8 @@ def test_prune_of_everything_must_be_said(here: Path, shoal: Shoal, capsys: pyte
 
 
 def test_what_prune_chooses() -> None:
-    def one(run_id: str, state: str) -> listing.Standing:
-        return listing.Standing(run_id, "", state, 1, None, listing.made(run_id), 10, 5)
+    def one(run_id: str, state: str) -> Standing:
+        return Standing(run_id, "", state, 1, None, made(run_id), 10, 5)
 
     found = [
         one("d-20260110-000000-dddd", "running"),
@@ -469,7 +470,7 @@ def test_what_prune_chooses() -> None:
         one("b-20260102-000000-bbbb", "stopped"),
         one("a-20260101-000000-aaaa", "finished"),
     ]
-    now = listing.made("x-20260110-120000-xxxx")
+    now = made("x-20260110-120000-xxxx")
 
     def ids(*arguments: Any) -> str:
         return "".join(each.id[0] for each in listing.chosen(found, *arguments, now))

@@ -15,23 +15,27 @@ from typing import Any
 
 import pytest
 import yaml
-from jobs import job
+from jobs import job, write_rows
 
+from shoal.backends.inline import Inline
 from shoal.cli.relay import STEP_EVERY_S, Relay, outcome_of
-from shoal.cli.runs import survey
-from shoal.errors import ClusterError, ShoalError, SpecError
+from shoal.cli.runs import seen_by_cluster
+from shoal.cli.standing import survey
+from shoal.errors import ClusterError, ModelError, ShoalError, SpecError
+from shoal.launch import run
 from shoal.record.ledger import PARTS
 from shoal.record.rows import append
-from shoal.runs import RunFolder
+from shoal.runs import RunFolder, find_run
 from shoal.spec.cluster import ClusterProfile, S3Spec
 from shoal.spec.load import load_profile
 from shoal.storage import Storage
 from shoal.submit.dashboard import Dashboard, Job, Node
 from shoal.submit.follow import Lines, event_of, status_of
-from shoal.submit.found import find, submission_url
+from shoal.submit.found import find
 from shoal.submit.package import Package, package
 from shoal.submit.place import Place, asked, place_problems, ray_problems, room_problems
 from shoal.submit.submission import JOB, PROFILE, RUN, SWEEP, request
+from shoal.tune.folder import find_sweep
 
 OWN = Package("1.2.3", "d", ("ray[train,tune]>=2.60", "torch>=2.10"), "_ray_pkg_0.zip", b"")
 THERE = Place(
@@ -266,11 +270,52 @@ def test_a_profile_that_says_it_wrongly(changes: dict[str, Any], said: str, tmp_
 
 def test_a_run_that_was_submitted_is_listed_before_it_has_a_plan(tmp_path: Path) -> None:
     folder = RunFolder(Storage(), str(tmp_path / "tiny-1"))
-    folder.storage.write(submission_url(folder), b"{}")
+    folder.storage.write(folder.submission, b"{}")
     assert [(one.id, one.state) for one in survey(folder.storage, str(tmp_path))] == [("tiny-1", "submitted")]
     assert find("tin", folder.storage, str(tmp_path), None).in_sight
     folder.storage.write(folder.plan, b"{}")
     assert [(one.id, one.state) for one in survey(folder.storage, str(tmp_path))] == [("tiny-1", "started")]
+
+
+def test_a_driver_that_gave_up_before_its_plan_is_listed_with_its_reason(tmp_path: Path) -> None:
+    folder = RunFolder(Storage(), str(tmp_path / "tiny-1"))
+    with pytest.raises(ModelError, match="no such folder"):  # nobody handed this one over: nothing is kept of it
+        launch(tmp_path, folder.id)
+    assert survey(folder.storage, str(tmp_path)) == []
+    folder.storage.write(folder.submission, b'{"id": "tiny-1", "by": "me"}')
+    with pytest.raises(SpecError, match="tiny-1: has no plan yet; `shoal logs tiny-1 --follow` shows what its driver"):
+        find_run(folder.storage, str(tmp_path), "tiny")
+    with pytest.raises(ModelError, match="no such folder"):
+        launch(tmp_path, folder.id)
+    assert [(one.id, one.state) for one in survey(folder.storage, str(tmp_path))] == [("tiny-1", "failed")]
+    assert json.loads(folder.storage.read(folder.submission))["by"] == "me"
+    for finding in (find_run, find_sweep):
+        said = "tiny-1: its driver gave up before it had a plan: model.base: ./nowhere: no such folder.*--run-id tiny-1"
+        with pytest.raises(SpecError, match=said):
+            finding(folder.storage, str(tmp_path), "tiny")
+    folder.storage.write(folder.plan, b"{}")
+    assert find_run(folder.storage, str(tmp_path), "tiny").id == "tiny-1"
+
+
+def launch(place: Path, run_id: str) -> None:
+    """What the driver of a run does whose model is not there."""
+    spec = job("./nowhere", write_rows(place / "rows.jsonl"))
+    here = ClusterProfile.model_validate({"kind": "inline", "storage": {"runs": str(place)}})
+    run(spec, here, Storage(), Inline(), lambda event: None, threading.Event(), run_id)
+
+
+@pytest.mark.parametrize(
+    ("status", "state"), [("FAILED", "failed"), ("STOPPED", "failed"), ("RUNNING", "submitted"), (None, "submitted")]
+)
+def test_the_cluster_is_asked_about_a_driver_that_said_nothing(status: str | None, state: str, tmp_path: Path) -> None:
+    folder = RunFolder(Storage(), str(tmp_path / "tiny-1"))
+    folder.storage.write(folder.submission, b"{}")
+    row = {"submission_id": "tiny-1", "status": status, "message": "", "metadata": {RUN: "tiny-1"}, "start_time": 0}
+    with serving(200, json.dumps([row] if status else [])) as address:
+        found = seen_by_cluster(survey(folder.storage, str(tmp_path)), profile(address=address))
+    assert [one.state for one in found] == [state]
+    away = profile(address="http://127.0.0.1:1")
+    assert seen_by_cluster(survey(folder.storage, str(tmp_path)), away)[0].state == "submitted"
 
 
 def test_the_beginning_of_a_sweeps_id_is_the_sweep_and_not_its_trials(tmp_path: Path) -> None:

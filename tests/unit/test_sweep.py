@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sweeps import JOB, RATES, SWEEP_ID, sweep_plan, write_sweep
 
-from shoal.cli.runs import sweep_standing
-from shoal.errors import SpecError
+from shoal.cli.standing import sweep_standing
+from shoal.errors import ShoalError, SpecError
+from shoal.record.rows import append
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.load import parse_job
 from shoal.spec.sweep import SweepSpec
@@ -262,7 +264,7 @@ def test_a_sweep_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
         ("sweep.json", '{"version": 9, "shoal": "9.0.0"}', "sweep.json: was written by shoal 9.0.0, and this is "),
         ("sweep.json", '{"version": 1, "sho', "sweep.json: is not whole"),
         ("trials/0001.end.json", '{"number": 1}', "0001.end.json: was written by another version of shoal"),
-        ("trials/0001.json", "[]", "0001.json: was written by another version of shoal"),
+        ("trials/0001.json", "[]", "0001.json: is not whole"),
     ],
 )
 def test_what_another_shoal_wrote_is_told(tmp_path: Path, file: str, body: str, told: str) -> None:
@@ -440,11 +442,47 @@ def test_a_trial_that_never_began_has_an_end_all_the_same() -> None:
     assert "failed" in shown(table(trials)) and "its process died" in shown(table(trials))
 
 
+def test_a_section_of_the_space_is_a_column_for_each_of_its_fields(tmp_path: Path) -> None:
+    sections = [{"learning_rate": 1e-3, "weight_decay": 0.5}, {"learning_rate": 1e-2}]
+    names = ["a-long-name.jsonl", "another-long-name.jsonl"]
+    plan = sweep_plan({"optimizer": sections, "data.train": [names, names[:1]]})
+    folder = write_sweep(tmp_path, plan)
+    found = board(folder)
+    told = shown(board_table(found, 150), 150)
+    heading, *rows = told.splitlines()[1:10]
+    assert heading.split()[3:6] == ["learning_rate", "weight_decay", "train"]
+    assert len(rows) == 8 and all(re.match(r" +[1-8] ", row) for row in rows), "one line a trial"
+    assert "  [a-long-name.jsonl, a...  " in told
+    made = page(found, plan)
+    assert '<th class="n">optimizer.weight_decay</th>' in made and '<td class="n">0.5</td>' in made
+    live = Trials()
+    live.see({"kind": "trial", "trial": 1, "run": "r", "params": {"optimizer": sections[0]}})
+    assert "weight_decay" in shown(table(live))
+
+
+def test_what_ended_a_sweep_before_its_trials_is_kept(tmp_path: Path) -> None:
+    from shoal.tune.sweep import run_sweep
+
+    plan = sweep_plan()
+    profile = ClusterProfile.model_validate({"kind": "local", "storage": {"runs": str(tmp_path)}})
+    with pytest.raises(ShoalError, match="some/model") as caught:
+        run_sweep(plan, profile, Storage(), lambda event: None, threading.Event(), cast(Any, object()))
+    folder = find_sweep(Storage(), str(tmp_path), "fish")
+    assert sweep_standing(folder, 0, []).state == "failed"
+    found = board(folder)
+    assert found.failed == str(caught.value)
+    assert "failed: model.base: some/model" in shown(board_table(found, 100))
+    assert "Failed: model.base: some/model" in page(found, plan)
+    append(folder.lease, {"kind": "driver", "host": "a", "pid": 1})
+    assert (board(folder).failed, sweep_standing(folder, 0, []).state) == ("", "started"), "it is driven once more"
+
+
 # The list of runs
 
 
 def test_a_sweep_is_one_line_of_the_list_and_goes_as_a_whole(tmp_path: Path) -> None:
-    from shoal.cli.runs import chosen, survey
+    from shoal.cli.runs import chosen
+    from shoal.cli.standing import survey
 
     folder = write_sweep(tmp_path)
     for number in range(1, 9):

@@ -48,7 +48,7 @@ def logs(
     from shoal.submit.found import find
 
     profile = load_profile(profile_name(on))
-    dashboard = _jobs_of(profile)
+    dashboard = jobs_of(profile)
     with Leaving() as leaving, storage_of(profile) as storage:
         try:
             found = find(run, storage, profile.storage.runs, dashboard)
@@ -82,7 +82,7 @@ def stop(
     from shoal.submit.found import ask_to_stop, find
 
     profile = load_profile(profile_name(on))
-    dashboard = _jobs_of(profile)
+    dashboard = jobs_of(profile)
     with storage_of(profile) as storage:
         found = find(run, storage, profile.storage.runs, dashboard)
         typer.echo(f"{found.id}: {ask_to_stop(found, dashboard, _me(), now)}")
@@ -90,10 +90,12 @@ def stop(
             time.sleep(POLL_S * 5)
         work = Work(found.id, found.is_sweep, options_of(on), as_json=False)
         kept = f"; go on with  {work.resume}" if found.has_saved else ", without a checkpoint"
+        if found.in_sight and not found.has_begun:
+            storage.delete(found.folder.submission)  # nothing stays of what never began
     typer.echo(f"it has left{kept}")
 
 
-def _jobs_of(profile: "ClusterProfile") -> Jobs | None:
+def jobs_of(profile: "ClusterProfile") -> Jobs | None:
     """Who runs the drivers of a place that is seen from outside; None where they are processes like this one."""
     if profile.kind == "kuberay":
         from shoal.kuberay.watch import RayJobs
@@ -154,14 +156,14 @@ def _has_begun(work: Work, profile: "ClusterProfile") -> bool:
     """Whether its driver made a plan, as far as one can see from here. Of one that did not, nothing stays in the store."""
     from shoal.runs import RunFolder
     from shoal.storage import absolute, join
-    from shoal.submit.found import has_begun, submission_url
+    from shoal.submit.found import has_begun
 
     try:
         with storage_of(profile) as storage:
             folder = RunFolder(storage, join(absolute(profile.storage.runs), work.id))
             if has_begun(folder):
                 return True
-            storage.delete(submission_url(folder))
+            storage.delete(folder.submission)
             return False
     except StorageError:
         return True

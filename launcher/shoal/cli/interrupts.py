@@ -5,10 +5,15 @@ A pod or a batch job that must go may be told so by two at once, its job server 
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
+import typer
+
 from shoal.backends import OnEvent
+from shoal.errors import Problem, StorageError
 from shoal.train.world import Event
 
 ASKED = "stopping: this step is finished and saved first; once more leaves at once (what was saved before stays)"
@@ -54,3 +59,23 @@ class Interrupts:
         self.stop.set()
         # The handler runs in the middle of whatever the main thread does, printing perhaps: another thread tells it.
         threading.Thread(target=self._on_event, args=({"kind": "note", "message": ASKED},), daemon=True).start()
+
+
+@contextmanager
+def driven(interrupts: Interrupts, resume: str, options: str) -> Iterator[None]:
+    """How a driver is left by force, or by a store that went away: what began to train is kept, and `resume`, with its
+    id and the `options`, goes on.
+
+    Raises: typer.Exit with the status of the signal.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        then = f"; go on with  {resume} {interrupts.run}{options}" if interrupts.run else ""
+        typer.echo(f"left at once{then}", err=True)
+        raise typer.Exit(interrupts.status) from None
+    except StorageError as error:
+        if interrupts.run is None:
+            raise
+        kept = Problem(interrupts.run, "is kept", f"go on with  {resume} {interrupts.run}{options}")
+        raise StorageError(*error.problems, kept) from error

@@ -49,7 +49,6 @@ class Applying:
         from shoal.record.rows import stamp
         from shoal.runs import RunFolder
         from shoal.storage import absolute, join
-        from shoal.submit.found import submission_url
         from shoal.submit.submission import Submitted, as_json
 
         assert job is not None, "each try is a cluster of its own, which is made from the job"
@@ -67,7 +66,7 @@ class Applying:
         name = made["metadata"]["name"]
         submitted = Submitted(name, self.jobs.address, f"{getpass.getuser()} on {socket.gethostname()}", stamp())
         if in_sight:
-            storage.write(submission_url(folder), as_json(submitted))
+            storage.write(folder.submission, as_json(submitted))
         tell(f"{work.id} is RayJob {name} in {self.jobs.address}")
         return submitted, folder.url
 

@@ -4,10 +4,8 @@ Two ways lead there, alike to what is here: Ray's job API (`Submitting`), and a 
 """
 
 import json
-import secrets
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import typer
@@ -44,10 +42,9 @@ def run(
     detach: bool, keep: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """`shoal run`, or `shoal sweep` of a job that has one, there. Leaves with its status."""
-    from shoal.runs import new_run_id
+    from shoal.runs import new_id
 
-    run_id = run_id or new_run_id(job.name, datetime.now(), secrets.token_hex(2))
-    work = Work(run_id, job.sweep is not None, options_of(on), as_json)
+    work = Work(run_id or new_id(job.name), job.sweep is not None, options_of(on), as_json)
     _hand_over(work, job, _way(profile), flags, detach, keep)
 
 

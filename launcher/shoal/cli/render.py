@@ -1,8 +1,6 @@
 """render: the Kubernetes manifests of a run, or of a standing cluster."""
 
 import json
-import secrets
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,13 +66,13 @@ def _pool(on: str | None) -> "list[Manifest]":
 
 def _run(job: str, on: str | None, set_: list[str] | None, run_id: str | None) -> "list[Manifest]":
     from shoal.kube.render import run
-    from shoal.runs import new_run_id
+    from shoal.runs import new_id
     from shoal.tune.checks import place_problems
 
     loaded, profile = load_both(job, set_, on)
     if loaded.sweep and (wrong := list(place_problems(loaded.sweep, profile))):
         raise SpecError(*wrong)
-    named = run_id or new_run_id(loaded.name, datetime.now(), secrets.token_hex(2))
+    named = run_id or new_id(loaded.name)
     return run(loaded, profile, named, files_here(loaded))
 
 

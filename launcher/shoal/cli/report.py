@@ -58,7 +58,7 @@ def _screen(found: "Evidence", body: "Figures", answer: "Verdict") -> "Renderabl
     parts: list[RenderableType] = [
         Text.assemble((found.run, "bold"), "  ", (answer.says, "green" if answer.is_well else "red"))
     ]
-    sections = {"what": _what(found.plan), "learnt": _learnt(found, body), "went wrong": _wrong(body)}
+    sections = {"what": _what(found.plan), "learnt": _learnt(found, body), "went wrong": _wrong(body, found.incomplete)}
     for title, lines in sections.items():
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(width=16, style="dim")
@@ -101,7 +101,7 @@ def _learnt(found: "Evidence", body: "Figures") -> Lines:
         yield "checkpoints", f"{saves.count} of {size(saves.bytes or 0)}{stall}{rate}"
 
 
-def _wrong(body: "Figures") -> Lines:
+def _wrong(body: "Figures", incomplete: tuple[str, ...]) -> Lines:
     faults = list(body.faults.items())
     for number, (what, many) in enumerate(faults[:SHOWN_FAULTS]):
         yield "store" if not number else "", f"{many:,} x {what}"
@@ -111,6 +111,8 @@ def _wrong(body: "Figures") -> Lines:
         yield "failures" if not number else "", str(failure.get("message") or failure["cause"])
     if body.ledger.repeated_steps:
         yield "repeated", f"{body.ledger.repeated_steps:,} steps"
+    for number, line in enumerate(incomplete):
+        yield "folder" if not number else "", line
 
 
 def _ledger(ledger: "Ledger") -> "RenderableType":

@@ -63,6 +63,7 @@ def export(run: Run, on: On = None, merge: ExportMerge = False, as_json: Json = 
     from shoal.backends.inline import quiet
     from shoal.display import gate_words
     from shoal.errors import Problem, SpecError
+    from shoal.record.ending import read_result
     from shoal.runs import find_run
     from shoal.spec.load import load_profile
 
@@ -77,8 +78,8 @@ def export(run: Run, on: On = None, merge: ExportMerge = False, as_json: Json = 
             with out.status(f"merging the adapter of {folder.id} into its base"):
                 figures = merge_run(folder, storage)
         elif storage.exists(folder.result):
-            result = json.loads(storage.read(folder.result))
-            figures = {**(result["gate"] or {}), "url": result["export"]}
+            result = read_result(folder)
+            figures = {**(result.get("gate") or {}), "url": result["export"]}
         else:
             raise SpecError(Problem(folder.id, "has no export yet", f"finish it: shoal resume {folder.id}"))
     if as_json:

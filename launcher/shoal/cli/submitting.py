@@ -39,7 +39,6 @@ class Submitting:
         from shoal.plan.places import problems
         from shoal.runs import RunFolder
         from shoal.storage import absolute, join
-        from shoal.submit.found import submission_url
         from shoal.submit.package import package
         from shoal.submit.place import examined
         from shoal.submit.submission import as_json, request, submit
@@ -61,7 +60,7 @@ class Submitting:
         leaving.watching = True  # it may be there from now on, whatever becomes of this process
         submitted = submit(self.jobs, work.id, wanted, place, own)
         if in_sight:
-            storage.write(submission_url(folder), as_json(submitted))
+            storage.write(folder.submission, as_json(submitted))
         had = f"shoal {own.version} went along" if place.needs(own) else f"shoal {place.shoal} is there"
         sent = f"{size(sum(self.jobs.sent))} sent"
         display.on_event(

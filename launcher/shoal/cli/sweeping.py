@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from shoal.cli.common import console, storage_of
-from shoal.errors import Problem, SpecError, StorageError
+from shoal.errors import Problem, SpecError
 
 if TYPE_CHECKING:
     import threading
@@ -31,6 +31,7 @@ def begin(job: "JobSpec", profile: "ClusterProfile", run_id: str | None) -> "Beg
     """A new sweep, or the one of that id once more."""
 
     def begin(storage: "Storage", on_event: "OnEvent", stop: "threading.Event") -> "Board":
+        from shoal.runs import giving_up
         from shoal.tune.folder import SweepFolder
         from shoal.tune.forecast import forecast
         from shoal.tune.sweep import resume_sweep, run_sweep
@@ -43,7 +44,9 @@ def begin(job: "JobSpec", profile: "ClusterProfile", run_id: str | None) -> "Beg
         if storage.exists(folder.lease.plan):
             raise SpecError(Problem(f"--run-id {run_id}", "is a run, not a sweep", "give the sweep another id"))
         on_event({"kind": "phase", "phase": "planning", "detail": job.model.base})
-        for note in forecast(plan.spec, job, profile, storage).notes:
+        with giving_up(folder.lease):
+            notes = forecast(plan.spec, job, profile, storage).notes
+        for note in notes:
             on_event({"kind": "note", "message": note})
         return run_sweep(plan, profile, storage, on_event, stop)
 
@@ -63,11 +66,10 @@ def go_on(sweep: str, profile: "ClusterProfile") -> "Begin":
 
 
 def _plan(job: "JobSpec", run_id: str | None) -> "SweepPlan":
-    import secrets
     from datetime import UTC, datetime
 
     from shoal import __version__
-    from shoal.runs import new_run_id
+    from shoal.runs import new_id
     from shoal.tune.folder import SWEEP_VERSION, SweepPlan
     from shoal.tune.space import apply
 
@@ -75,7 +77,7 @@ def _plan(job: "JobSpec", run_id: str | None) -> "SweepPlan":
     return SweepPlan(
         version=SWEEP_VERSION,
         shoal=__version__,
-        sweep_id=run_id or new_run_id(job.name, datetime.now(), secrets.token_hex(2)),
+        sweep_id=run_id or new_id(job.name),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         spec=job.sweep,
         job=apply(job, {}),  # without its `sweep`: what is not set stays so
@@ -91,25 +93,19 @@ def _require_same(then: "SweepPlan", now: "SweepPlan") -> None:
 
 def drive(profile: "ClusterProfile", begin: "Begin", options: str, events: bool, as_json: bool) -> None:
     """Run under a display, with signals heard; tell the leaderboard; leave with the status that says how it ended."""
-    from shoal.cli.interrupts import Interrupts
+    from shoal.cli.interrupts import Interrupts, driven
     from shoal.cli.relay import Relay, board_event
     from shoal.tune.live import display_for
 
     out = console(as_json)
     display = Relay() if events else display_for(out)
-    with Interrupts(display.on_event) as interrupts:
-        try:
-            with display, storage_of(profile) as storage:
-                found = begin(storage, interrupts.on_event, interrupts.stop)
-        except KeyboardInterrupt:
-            then = f"; go on with  shoal sweep resume {interrupts.run}{options}" if interrupts.run else ""
-            typer.echo(f"left at once{then}", err=True)
-            raise typer.Exit(interrupts.status) from None
-        except StorageError as error:
-            if interrupts.run is None:
-                raise
-            kept = Problem(interrupts.run, "is kept", f"go on with  shoal sweep resume {interrupts.run}{options}")
-            raise StorageError(*error.problems, kept) from error
+    with (
+        Interrupts(display.on_event) as interrupts,
+        driven(interrupts, "shoal sweep resume", options),
+        display,
+        storage_of(profile) as storage,
+    ):
+        found = begin(storage, interrupts.on_event, interrupts.stop)
     finished = not interrupts.stop.is_set()
     if events:
         display.on_event(board_event(found, finished))

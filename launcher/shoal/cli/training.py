@@ -22,7 +22,7 @@ from shoal.cli.common import (
     profile_name,
     storage_of,
 )
-from shoal.errors import Problem, SpecError, StorageError
+from shoal.errors import Problem, SpecError
 
 if TYPE_CHECKING:
     import threading
@@ -168,7 +168,7 @@ def _train(
 ) -> None:
     """Train under a display, with signals heard; print how it ended; leave with the status that says so."""
     from shoal import launch
-    from shoal.cli.interrupts import Interrupts
+    from shoal.cli.interrupts import Interrupts, driven
     from shoal.cli.relay import Relay, outcome_event
     from shoal.display import display_for, tell_ending
 
@@ -176,20 +176,10 @@ def _train(
     display = Relay() if events else display_for(out)
     options = options_of(on)
     with Interrupts(display.on_event) as interrupts, closing(launch.backend_for(profile)) as backend:
-        try:
-            with display:
-                backend.start()  # comes up while the store does
-                with storage_of(profile) as storage:
-                    outcome = begin(storage, backend, interrupts.on_event, interrupts.stop)
-        except KeyboardInterrupt:
-            then = f"; go on with  shoal resume {interrupts.run}{options}" if interrupts.run else ""
-            typer.echo(f"left at once{then}", err=True)
-            raise typer.Exit(interrupts.status) from None
-        except StorageError as error:
-            if interrupts.run is None:
-                raise
-            kept = Problem(interrupts.run, "is kept", f"go on with  shoal resume {interrupts.run}{options}")
-            raise StorageError(*error.problems, kept) from error
+        with driven(interrupts, "shoal resume", options), display:
+            backend.start()  # comes up while the store does
+            with storage_of(profile) as storage:
+                outcome = begin(storage, backend, interrupts.on_event, interrupts.stop)
         result = outcome.result
         if events:
             display.on_event(outcome_event(outcome))

@@ -1,6 +1,5 @@
 """What a run folder says of its run: rows, plan, lease, checkpoints, result. Reads; judges nothing."""
 
-import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +7,17 @@ from typing import Any
 from shoal import lease
 from shoal.errors import ShoalError
 from shoal.record import rows
+from shoal.record.ending import read_result
 from shoal.record.rows import Record, Row
 from shoal.runs import RunFolder
+from shoal.spec.base import recorded
 from shoal.train import manifest
+
+PLANNED = (
+    "trajectory.steps.value", "trajectory.model.base", "trajectory.method", "trajectory.dtype", "trajectory.batch_size",
+    "trajectory.data.train", "layout.workers", "layout.device", "layout.stage", "storage.cache",
+)  # fmt: skip
+"""What a plan of any version says."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Evidence:
     checkpoint: int | None
     """Step of the newest complete one."""
     incomplete: tuple[str, ...]
-    """Why newer ones do not count."""
+    """Why newer ones do not count, and what else of the folder cannot be read."""
     now: float
     """Seconds since the epoch."""
 
@@ -42,7 +49,7 @@ class Evidence:
     @property
     def ended(self) -> Row | None:
         """How the last driver left; None when he works, or died."""
-        return next((row for row in reversed(self.drive) if row["kind"] == "ended"), None)
+        return rows.last_end(self.record.events)
 
     @property
     def steps(self) -> list[Row]:
@@ -55,7 +62,7 @@ class Evidence:
 
 
 def evidence(folder: RunFolder) -> Evidence:
-    """Raises: StorageError when the store is away."""
+    """Raises: StorageError when the store is away, SpecError when plan or result cannot be read."""
     storage, incomplete = folder.storage, []
     holder = lease.last_holder(folder)
     try:
@@ -63,12 +70,15 @@ def evidence(folder: RunFolder) -> Evidence:
     except ShoalError as error:
         newest = None
         incomplete.append(str(error))
-    plan = json.loads(storage.read(folder.plan))
+    plan = recorded(storage.read(folder.plan), folder.plan, PLANNED)
+    record = _record(folder, plan["storage"]["cache"])
+    if not record.events:
+        incomplete.append("events.jsonl says nothing, as a driver would have: it was lost, or cut short")
     return Evidence(
         run=folder.id,
-        record=_record(folder, plan["storage"]["cache"]),
+        record=record,
         plan=plan,
-        result=json.loads(storage.read(folder.result)) if storage.exists(folder.result) else None,
+        result=read_result(folder) if storage.exists(folder.result) else None,
         holder=holder,
         held=holder is not None and lease.works(holder),
         checkpoint=newest.step if newest else None,

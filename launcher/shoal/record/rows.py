@@ -5,7 +5,7 @@ Rank 0's journal writes them; the driver adds a row of its own before the worker
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,14 +56,22 @@ def stamp() -> str:
 
 
 def parse(data: bytes) -> list[Row]:
-    """Whole rows only: a process that died while writing leaves half a line at the end."""
+    """Whole rows only: a process that died while writing leaves half a line at the end, a bad disk anything."""
     found = []
     for text in data.splitlines():
         try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
+            row = json.loads(text)
+        except ValueError:
             continue
+        if isinstance(row, dict) and isinstance(row.get("kind"), str):
+            found.append(row)
     return found
+
+
+def last_end(events: Sequence[Row]) -> Row | None:
+    """How the last driver left; None when it works, or died."""
+    last = next((row for row in reversed(events) if row["kind"] in ("driver", "ended")), None)
+    return last if last is not None and last["kind"] == "ended" else None
 
 
 def line(row: Row) -> str:

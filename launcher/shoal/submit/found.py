@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from shoal import lease
 from shoal.errors import ClusterError, Problem, StorageError, together
-from shoal.record.rows import Row, read
+from shoal.record.rows import Row, last_end, read
 from shoal.runs import RunFolder, find_id, is_behind, made_order
 from shoal.storage import Storage, absolute, join
 from shoal.submit.dashboard import Job
@@ -14,6 +14,7 @@ from shoal.submit.submission import RUN, SWEEP
 RUN_PLAN, SWEEP_PLAN = "plan.json", "sweep.json"
 """What a driver writes into its folder first."""
 SUBMISSION = "submission.json"
+"""What is written into it when the run is handed over."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Found:
     def is_finished(self) -> bool:
         if not self.is_sweep:
             return self.folder.storage.exists(self.folder.result)
-        ends = [row["state"] for row in read(self.folder).events if row["kind"] == "ended"]
-        return bool(ends) and ends[-1] == "finished"
+        end = last_end(read(self.folder).events)
+        return end is not None and end["state"] == "finished"
 
     @property
     def has_saved(self) -> bool:
@@ -60,11 +61,6 @@ class Found:
         """What it wrote down, in the order of time."""
         record = read(self.folder)
         return sorted([*record.events, *record.metrics], key=lambda row: row.get("time", ""))
-
-
-def submission_url(folder: RunFolder) -> str:
-    """Who drives it: there before the plan is."""
-    return join(folder.url, SUBMISSION)
 
 
 def has_begun(folder: RunFolder) -> bool:

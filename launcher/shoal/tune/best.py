@@ -1,6 +1,5 @@
 """The winner of a sweep: its job as a file that runs alone, and its model."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 
 from shoal.errors import Problem, SpecError
+from shoal.record.ending import read_result
 from shoal.spec.job import JobSpec
 from shoal.spec.load import parse_job
 from shoal.storage import Storage
@@ -100,7 +100,7 @@ def _export(folder: SweepFolder, row: Standing) -> str | None:
     run = folder.run(row.number)
     if not folder.storage.exists(run.result):
         return None
-    return json.loads(folder.storage.read(run.result))["export"]
+    return read_result(run)["export"]
 
 
 def copy_export(best: Best, storage: Storage, path: Path) -> Path:

@@ -1,7 +1,7 @@
 """A sweep's leaderboard, from what the sweep and its trials' runs wrote down."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,6 +67,8 @@ class Board:
     takes_best: bool
     """A trial exports its best checkpoint, and is judged by its best value, rather than the last."""
     rows: tuple[Standing, ...]
+    failed: str = ""
+    """What ended the sweep before its trials could end; empty where nothing did."""
 
     def score(self, row: Standing) -> float | None:
         """What a trial is judged by: the value of what it exports."""
@@ -108,6 +110,7 @@ class Board:
 def board(folder: SweepFolder) -> Board:
     """The leaderboard as it stands now. Raises: StorageError."""
     plan = folder.read_plan()
+    end = rows.last_end(rows.read(folder.lease).events)
     return Board(
         sweep=folder.id,
         folder=folder.url,
@@ -116,7 +119,8 @@ def board(folder: SweepFolder) -> Board:
         trials=trial_count(plan.spec),
         running=lease.is_held(folder.lease),
         takes_best=plan.job.train.load_best_model_at_end,
-        rows=tuple(standing(folder, plan, trial, end) for trial, end in folder.read_trials()),
+        rows=tuple(standing(folder, plan, trial, ended) for trial, ended in folder.read_trials()),
+        failed=end["message"] if end and end["state"] == "failed" else "",
     )
 
 
@@ -181,8 +185,3 @@ def best(points: Iterable[Point], mode: str) -> float | None:
 def comparable(value: float, mode: str) -> float:
     """What schedulers and searchers are told: a loss that is no number is worse than any that is."""
     return value if math.isfinite(value) else WORST[mode]
-
-
-def searched(rows: Sequence[Standing]) -> list[str]:
-    """The fields that the trials differ in, in the order of the space."""
-    return list(dict.fromkeys(field for row in rows for field in row.params))

@@ -7,7 +7,7 @@ from typing import Any
 
 from shoal.spec.sweep import LOGARITHMIC, WHOLE, Dimension
 from shoal.tune.board import Board, Standing
-from shoal.tune.space import brief
+from shoal.tune.space import brief, cut
 
 WIDTH, HEIGHT = 720.0, 320.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 16.0, 14.0, 40.0
@@ -71,7 +71,7 @@ def dimension_scale(one: Dimension, seen: Iterable[Any]) -> Scale:
         names = (*one.values, *(value for value in seen if value not in one.values))
         bare = Scale(0, 1, False, names, ())
         shown = names if len(names) <= SHOWN_LABELS else (names[0], names[-1])
-        return Scale(0, 1, False, names, tuple((bare.at(name), brief(name)) for name in shown))
+        return Scale(0, 1, False, names, tuple((bare.at(name), cut(brief(name))) for name in shown))
     low, high = one.numbers[:2]
     found = [low, high - 1 if one.kind in WHOLE else high, *seen]
     return numbers(found, one.kind in LOGARITHMIC and min(found) > 0)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import yaml
 
 from shoal.errors import Problem, SpecError
-from shoal.runs import GIVEN_ID, TRIAL_ID, RunFolder, find_id, list_runs, made_order
+from shoal.runs import GIVEN_ID, TRIAL_ID, RunFolder, find_id, list_runs, made_order, require_begun
 from shoal.spec.base import Frozen, unreadable
 from shoal.spec.job import JobSpec
 from shoal.spec.sweep import SweepSpec
@@ -202,6 +202,7 @@ def find_sweep(storage: Storage, runs_url: str, beginning: str) -> SweepFolder:
                 trial = TRIAL_ID.fullmatch(run.id)
                 fix = f"its sweep is {trial['sweep']}" if trial else f"`shoal report {run.id}` shows it"
                 raise SpecError(Problem(run.id, f"is a {'trial' if trial else 'run'}, not a sweep", fix))
+        require_begun(storage, runs_url, beginning)
     return sweeps[find_id(list(sweeps), beginning, runs_url, "sweep", "start one with `shoal sweep JOB`")]
 
 

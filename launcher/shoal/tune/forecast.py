@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shoal.errors import Problem, ShoalError, SpecError, StorageError, together
+from shoal.data.prepare import refusals
+from shoal.data.summary import summary
+from shoal.errors import DataError, Problem, ShoalError, SpecError, StorageError, together
 from shoal.facts.gather import gather
 from shoal.facts.types import Facts
 from shoal.plan.planner import plan
@@ -116,7 +118,7 @@ def forecast(spec: SweepSpec, job: JobSpec, profile: ClusterProfile, storage: St
         measured_on=speed[1] if speed else None,
         hours=hours,
         cost=hours * mine.max_workers * price if hours is not None and price else None,
-        notes=tuple(_notes(spec, steps, tokens)),
+        notes=(*_notes(spec, steps, tokens), *_length_notes(plans)),
     )
 
 
@@ -125,17 +127,36 @@ def planned(
 ) -> tuple[list[Plan], list[Refused]]:
     """A plan for each point, and each reason why there is none. Model and data are looked at once for each that is named."""
     known: dict[str, Facts | ShoalError] = {}
+    prepared: dict[tuple[str, float], list[Problem]] = {}
     plans: list[Plan] = []
     wrong: list[Refused] = []
     for one in params:
         try:
             trial = apply(job, one)
-            plans.append(plan(trial, profile, _facts(trial, profile, storage, known), job.name))
+            made = plan(trial, profile, _facts(trial, profile, storage, known), job.name)
+            if refused := _refused(made, storage, prepared):
+                raise DataError(*refused)
+            plans.append(made)
         except StorageError:
             raise
         except ShoalError as error:
             wrong.append((one, error))
     return plans, wrong
+
+
+def _refused(made: Plan, storage: Storage, known: dict[tuple[str, float], list[Problem]]) -> list[Problem]:
+    """Why the plan's data cannot be trained on, where they were prepared before; empty where nobody knows yet."""
+    data = made.trajectory.data
+    key = (data.digest, data.max_rejected)
+    if key not in known:
+        found = summary(storage, made.storage.prepared)
+        known[key] = refusals(found, data, made.storage.prepared)[:1] if found else []
+    return known[key]
+
+
+def _length_notes(plans: Sequence[Plan]) -> Iterator[str]:
+    """Of sequence lengths for which rows will be left out, or cut: only preparation counts them."""
+    yield from dict.fromkeys(note for one in plans for note in one.notes if note.startswith("data.sequence_length:"))
 
 
 def refuse(found: Sequence[Problem], wrong: Sequence[Refused], points: int) -> None:

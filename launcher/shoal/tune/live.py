@@ -18,7 +18,7 @@ from rich.text import Text
 
 from shoal.display import Display, Lines, Screen
 from shoal.train.world import Event
-from shoal.tune.space import brief, said
+from shoal.tune.space import cells, columns, said
 
 SHOWN_ROWS = 24
 """Rows of the live table; those that ended longest ago make room."""
@@ -116,7 +116,7 @@ def ending(row: Row, metric: str) -> str:
 def table(trials: Trials) -> RenderableType:
     """The live table: running trials last, under those that ended."""
     rows = sorted(trials.rows.values(), key=lambda row: (row.state == "running", row.number))[-SHOWN_ROWS:]
-    fields = list(dict.fromkeys(field for row in rows for field in row.params))
+    fields = columns([row.params for row in rows])
     shown = Table(box=None, padding=(0, 2, 0, 0), title_justify="left")
     shown.add_column("trial", justify="right", no_wrap=True)
     shown.add_column("state", no_wrap=True)
@@ -126,7 +126,8 @@ def table(trials: Trials) -> RenderableType:
         shown.add_column(short(name), justify="right", overflow="fold")
     shown.add_column("why", overflow="fold")
     for row in rows:
-        params = [brief(row.params[field]) if field in row.params else "" for field in fields]
+        values = cells(row.params)
+        params = [values.get(field, "") for field in fields]
         state = Text(row.phase if row.state == "running" else row.state, style=COLOURS.get(row.state, ""))
         step = f"{row.step}/{row.steps}" if row.steps else f"{row.step}"
         value = "" if row.metric is None else f"{row.metric:.4f}"

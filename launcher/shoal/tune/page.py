@@ -7,7 +7,7 @@ from shoal.tune import chart
 from shoal.tune.board import Board
 from shoal.tune.folder import SweepPlan
 from shoal.tune.importance import GOOD, importance
-from shoal.tune.space import brief, said
+from shoal.tune.space import brief, cells, columns, said
 from shoal.tune.table import dimension_words, why
 
 TEMPLATE = "sweep.html.jinja"
@@ -43,6 +43,8 @@ def page(found: Board, plan: SweepPlan) -> str:
         importance=importance(found, dimensions),
         good=GOOD,
         why=why,
+        columns=columns([row.params for row in found.rows]),
+        cells={row.number: cells(row.params) for row in found.rows},
         chart=chart,
     )
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shoal.spec.cluster import ClusterProfile
@@ -15,6 +15,8 @@ from shoal.spec.sweep import DEFAULT_TRIALS, WHOLE, Dimension, SweepSpec
 
 Params = dict[str, Any]
 """Dotted field of the job -> the value that a trial has there."""
+SHOWN_VALUE = 24
+"""Characters of a value in a table."""
 
 
 def settled(params: Params) -> Params:
@@ -54,6 +56,29 @@ def brief(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {brief(one)}" for key, one in value.items()) + "}"
     return str(value)
+
+
+def cells(params: Params) -> dict[str, str]:
+    """The params as a table has them: column -> a few characters. A section has a column for each of its fields."""
+    found: dict[str, str] = {}
+    for field, value in params.items():
+        if isinstance(value, dict) and value:
+            found |= cells({f"{field}.{key}": inside for key, inside in value.items()})
+        else:
+            found[field] = cut(brief(value))
+    return found
+
+
+def columns(trials: Sequence[Params]) -> list[str]:
+    """The columns that the params of all trials take together, those of one field side by side."""
+    fields = dict.fromkeys(field for params in trials for field in params)
+    parts = ({field: params[field]} for field in fields for params in trials if field in params)
+    return list(dict.fromkeys(column for part in parts for column in cells(part)))
+
+
+def cut(text: str) -> str:
+    """As much of it as a table or an axis has room for."""
+    return text if len(text) <= SHOWN_VALUE else f"{text[: SHOWN_VALUE - 3]}..."
 
 
 def combinations(spec: SweepSpec) -> int | None:

@@ -6,7 +6,6 @@ again what they told before, and go on where they were.
 """
 
 import logging
-import math
 import os
 import random
 import secrets
@@ -14,9 +13,9 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait as wait_for
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from itertools import count
 from typing import Any, cast
 
@@ -24,7 +23,7 @@ from shoal import launch
 from shoal.backends import OnEvent
 from shoal.backends.group import beside
 from shoal.backends.ray_train import RAY, Entry, RayTrain
-from shoal.errors import Problem, SpecError
+from shoal.errors import Problem, ShoalError, SpecError, StorageError
 from shoal.lease import held
 from shoal.plan.types import Plan
 from shoal.record import rows
@@ -33,7 +32,8 @@ from shoal.storage import Storage
 from shoal.train.world import Event
 from shoal.tune.board import Board, board
 from shoal.tune.folder import SweepFolder, SweepPlan, Trial, TrialEnd
-from shoal.tune.space import Params, at_once, settled, trial_count, trial_profile
+from shoal.tune.room import concurrent, seat
+from shoal.tune.space import Params, settled, trial_count, trial_profile
 
 WAIT_S = 0.2
 LEASE_S = launch.REPLACED_S
@@ -64,7 +64,8 @@ def run_sweep(
     folder = SweepFolder.of(storage, profile.storage.runs, plan.sweep_id)
     with held(folder.lease, on_lost=stop.set, on_asked=_asked(on_event, stop)):
         folder.write_plan(plan)
-        return _drive(plan, folder, profile, storage, on_event, stop, backend)
+        with _failing(folder):
+            return _drive(plan, folder, profile, storage, on_event, stop, backend)
 
 
 def resume_sweep(
@@ -82,7 +83,22 @@ def resume_sweep(
             on_event(_begins(plan, folder))
             on_event({"kind": "note", "message": f"{folder.id} is finished already: there is nothing to do"})
             return board(folder)
-        return _drive(plan, folder, profile, storage, on_event, stop, backend)
+        with _failing(folder):
+            return _drive(plan, folder, profile, storage, on_event, stop, backend)
+
+
+@contextmanager
+def _failing(folder: SweepFolder) -> Iterator[None]:
+    """What ends a sweep is written down, where the store is not what ended it."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except ShoalError as error:
+        said = {"error": type(error).__name__, "message": str(error)}
+        with suppress(StorageError):
+            rows.append(folder.lease, {"kind": "ended", "time": rows.stamp(), "state": "failed", **said})
+        raise
 
 
 def _asked(on_event: OnEvent, stop: threading.Event) -> Callable[[str], None]:
@@ -105,8 +121,8 @@ def _begins(plan: SweepPlan, folder: SweepFolder) -> Event:
 
 
 def _is_finished(folder: SweepFolder) -> bool:
-    ends = [row for row in rows.read(folder.lease).events if row["kind"] == "ended"]
-    return bool(ends) and ends[-1]["state"] == "finished"
+    end = rows.last_end(rows.read(folder.lease).events)
+    return end is not None and end["state"] == "finished"
 
 
 def _drive(
@@ -135,11 +151,11 @@ def _drive(
     )
     made = launch.prepared_plan(plan.job, each, storage, backend, on_event)
     earlier = folder.read_trials()
-    concurrent = _concurrent(plan, profile, each)
+    many = concurrent(plan.spec, profile, each)
     scratch = tempfile.mkdtemp(prefix="shoal-sweep-")
     try:
         tuning = backend.fit = RAY.submit(
-            _tune, plan, folder, each, made, earlier, backend.entry, concurrent, scratch, on_event, stop
+            _tune, plan, folder, each, made, earlier, backend.entry, many, scratch, on_event, stop
         )
         while not wait_for([tuning], timeout=WAIT_S).done:
             pass  # the main thread stays free for signals
@@ -150,33 +166,6 @@ def _drive(
     return board(folder)
 
 
-def _concurrent(plan: SweepPlan, profile: ClusterProfile, each: ClusterProfile) -> int:
-    """Trials at once. A cluster may have more room than its profile claims."""
-    least = at_once(plan.spec, profile)
-    if profile.kind == "local" or plan.spec.max_concurrent != "auto":
-        return least
-    return max(least, RAY.submit(_fitting, each, trial_count(plan.spec)).result())
-
-
-def _fitting(each: ClusterProfile, most: int) -> int:
-    """How many groups of a trial's workers fit now, up to `most`: Ray alone knows."""
-    from ray.util import placement_group, remove_placement_group
-
-    from shoal.backends.group import bundle, strategy
-
-    groups: list[Any] = []
-    try:
-        while len(groups) < most:
-            bundles = [bundle(each.resources_per_worker)] * each.max_workers
-            groups.append(placement_group(bundles, strategy(each)))
-            if not groups[-1].wait(2):
-                return len(groups) - 1
-        return len(groups)
-    finally:
-        for group in groups:
-            remove_placement_group(group)
-
-
 def _tune(
     plan: SweepPlan,
     folder: SweepFolder,
@@ -184,7 +173,7 @@ def _tune(
     made: Plan,
     earlier: Sequence[tuple[Trial, TrialEnd | None]],
     entry: Entry | None,
-    concurrent: int,
+    many: int,
     scratch: str,
     on_event: OnEvent,
     stop: threading.Event,
@@ -194,11 +183,8 @@ def _tune(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the display alone speaks
     import numpy as np
     import ray
-    from ray import tune
 
     from shoal.tune import search
-    from shoal.tune.known import look_up
-    from shoal.tune.pace import pace
     from shoal.tune.post import Post
     from shoal.tune.trial import Shared, TrialActor
     from shoal.tune.watch import BUDGET, Watch
@@ -208,15 +194,39 @@ def _tune(
     np.random.seed(spec.seed)
     name = f"post-{folder.id}-{secrets.token_hex(4)}"
     post = beside(Post, name=name)
-    suggests = search.search(spec, _suggested(earlier), concurrent)
-    stopping = spec.scheduler in ("asha", "median")
-    known = [look_up(folder, one.number, spec.metric, population=False) for one, _ in earlier if stopping]
+    suggests = search.search(spec, _suggested(earlier), many)
     price = (each.price_per_worker_hour or 0.0) * each.max_workers
     watch = Watch(spec, folder, post, suggests, price, on_event, stop)
-    seat = _seat(concurrent)
-    given = {"shared": Shared(plan, each, name, entry), "default_resource_request": classmethod(lambda *_: seat)}
+    taken = seat(many)
+    given = {"shared": Shared(plan, each, name, entry), "default_resource_request": classmethod(lambda *_: taken)}
     actor = type("TrialActor", (TrialActor,), given)
-    tuner = tune.Tuner(
+    _tuner(plan, folder, made, earlier, actor, suggests, watch, scratch).fit()
+    watch.drain()
+    ray.kill(post)
+    return watch.leaving in ("", BUDGET) and len(watch.ended) == len(watch.began)
+
+
+def _tuner(
+    plan: SweepPlan,
+    folder: SweepFolder,
+    made: Plan,
+    earlier: Sequence[tuple[Trial, TrialEnd | None]],
+    actor: type,
+    suggests: Any,
+    watch: Any,
+    scratch: str,
+) -> Any:
+    """The sweep as Tune's own `Tuner`. `suggests` is its searcher, `watch` hears of each trial."""
+    from ray import tune
+
+    from shoal.tune import search
+    from shoal.tune.known import look_up
+    from shoal.tune.pace import pace
+
+    spec = plan.spec
+    stopping = spec.scheduler in ("asha", "median")
+    known = [look_up(folder, one.number, spec.metric, population=False) for one, _ in earlier if stopping]
+    return tune.Tuner(
         actor,
         param_space=search.space(spec),
         tune_config=tune.TuneConfig(
@@ -238,10 +248,6 @@ def _tune(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    tuner.fit()
-    watch.drain()
-    ray.kill(post)
-    return watch.leaving in ("", BUDGET) and len(watch.ended) == len(watch.began)
 
 
 def _suggested(earlier: Sequence[tuple[Trial, TrialEnd | None]]) -> list[Params]:
@@ -261,15 +267,3 @@ def _names(folder: SweepFolder, written: Sequence[int]) -> Callable[[Any], str]:
         return f"{number:04d}"
 
     return name
-
-
-def _seat(concurrent: int) -> Any:
-    """What a trial's own process takes: a share of this node, where it lives beside the driver, and nothing of what
-    its workers need. So many shares there are."""
-    import ray
-    from ray import tune
-
-    here = ray.get_runtime_context().get_node_id()
-    node = next(one for one in ray.nodes() if one["NodeID"] == here)
-    name = next(name for name in node["Resources"] if name.startswith("node:") and "head" not in name)
-    return tune.PlacementGroupFactory([{name: math.floor(1000 / concurrent) / 1000}])

@@ -10,10 +10,10 @@ from rich.text import Text
 from shoal.display import duration
 from shoal.spec.cluster import ClusterProfile
 from shoal.spec.sweep import Dimension, SweepSpec
-from shoal.tune.board import Board, Standing, searched
+from shoal.tune.board import Board, Standing
 from shoal.tune.forecast import Forecast
 from shoal.tune.live import COLOURS, short
-from shoal.tune.space import brief
+from shoal.tune.space import brief, cells, columns
 
 WIDE = 120
 """Columns of a terminal that has room for the reasons beside the table."""
@@ -102,7 +102,7 @@ def _time(hours: float) -> str:
 def board_table(found: Board, width: int) -> RenderableType:
     """The leaderboard, best first. Why a trial ended stands under the table where there is no room beside it."""
     beside = width >= WIDE
-    fields = searched(found.rows)
+    fields = columns([row.params for row in found.rows])
     shown = Table(box=None, padding=(0, 2, 0, 0))
     shown.add_column("trial", justify="right", no_wrap=True)
     shown.add_column("state", no_wrap=True)
@@ -115,19 +115,21 @@ def board_table(found: Board, width: int) -> RenderableType:
         shown.add_column("why", overflow="fold")
     for row in found.ranked:
         score = found.score(row)
-        cells = ["" if score is None else f"{score:.4f}", *(brief(row.params.get(field, "")) for field in fields)]
-        cells += [f"{row.step:,}", f"{row.tokens:,}", "" if row.seconds is None else clock(row.seconds)]
-        cells += [why(row)] if beside else []
+        params = cells(row.params)
+        told = ["" if score is None else f"{score:.4f}", *(params.get(field, "") for field in fields)]
+        told += [f"{row.step:,}", f"{row.tokens:,}", "" if row.seconds is None else clock(row.seconds)]
+        told += [why(row)] if beside else []
         style = "bold" if row is found.winner else ""
         state = Text(row.state, style=COLOURS.get(row.state, ""))
-        shown.add_row(Text(str(row.number), style=style), state, *(Text(cell, style=style) for cell in cells))
+        shown.add_row(Text(str(row.number), style=style), state, *(Text(cell, style=style) for cell in told))
     counts = ", ".join(f"{found.count(state)} {state}" for state in (*COLOURS, "unfinished") if found.count(state))
     head = Text.assemble((found.sweep, "bold"), f"  {found.begun}: {counts or 'none began'}")
     head.append(f"; by {found.metric}, best first", style="dim")
     reasons = (
         [] if beside else [Text(f"trial {row.number}: {why(row)}", style="dim") for row in found.ranked if why(row)]
     )
-    return Group(head, shown, *reasons) if found.rows else head
+    failed = [Text(f"failed: {found.failed}", style=COLOURS["failed"])] if found.failed else []
+    return Group(head, *failed, *([shown, *reasons] if found.rows else []))
 
 
 def clock(seconds: float) -> str:
