@@ -261,6 +261,7 @@ def _placed(then: Plan, folder: RunFolder, profile: ClusterProfile) -> Plan:
         "cache": profile.storage.cache,
         "cache_bytes": round(profile.storage.cache_gib * 2**30),
         "s3": profile.storage.s3,
+        "baselines": None,
     }
     storage = then.storage.model_copy(update=places)
     device = "cuda" if profile.resources_per_worker.gpu else "cpu"

@@ -132,7 +132,8 @@ class Heard(list[Event]):
 def test_asha_stops_the_worse_trials_and_the_best_one_alone_gives_the_same_loss(place: Place) -> None:
     """Real training; two trials at once; rates so far apart that nobody can mistake the order."""
     rates = [3e-2, 1e-5, 2e-5, 1e-2, 3e-5]
-    plan = place.plan({RATE: {"grid": rates}}, search="grid", scheduler="asha", asha={"reduction_factor": 2})
+    asha = {"scheduler": "asha", "asha": {"reduction_factor": 2}}
+    plan = place.plan({RATE: {"grid": rates}}, {"self_check": True}, search="grid", **asha)
     board, heard = place.run(plan, entry=None)
     states = {row.params[RATE]: row.state for row in board.rows}
     assert list(states) == rates, "numbered as they were suggested"
@@ -142,6 +143,10 @@ def test_asha_stops_the_worse_trials_and_the_best_one_alone_gives_the_same_loss(
     assert stopped.why.startswith("asha: ") and stopped.step < stand_in.STEPS
     assert not [one for one in heard.of("phase") if one["phase"] == "preparing" and "trial" in one], "prepared once"
     assert len(list((place.shared / "prepared").iterdir())) == 1
+    checked = [one["trial"] for one in heard.of("phase") if one["phase"] == "checking"]
+    assert checked and {*checked} <= {1, 2}, "trials that come after the first two take over what those found"
+    before = [one["loss"] for one in heard.of("eval") if one["step"] == 0]
+    assert len(before) == 5 and len({*before}) == 1
     groups = {one["trial"]: one["pids"][0] for one in heard.of("note") if "pids" in one}
     assert len(set(groups.values())) == 2 and len(groups) == 5, "two groups of workers did all trials"
     winner = board.winner

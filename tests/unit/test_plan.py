@@ -410,6 +410,81 @@ def test_the_trajectory_is_free_of_counts_and_layout() -> None:
     assert made(job(train={"batch_size": 12}, optimizer={"warmup_steps": 1})).trajectory_digest != digest
 
 
+BEFORE_STEP_1: dict[str, dict[str, Any]] = {
+    "model": {"attn_implementation": "sdpa"},
+    "lora": {"r": 8, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["q_proj"], "use_rslora": True},
+    "data": {"validation": 0.2, "sequence_length": 512, "packing": False, "train_on": "all", "overlength": "truncate"},
+    "train": {
+        "batch_size": 13,
+        "micro_batch_size": 2,
+        "seed": 1,
+        "dtype": "bf16",
+        "gradient_checkpointing": True,
+        "self_check": False,
+    },
+    "deepspeed": {"stage": 2, "config": {"zero_optimization": {"reduce_bucket_size": 9}}},
+}
+"""What the self-check or the loss before step 1 may depend on."""
+FROM_STEP_1: dict[str, dict[str, Any]] = {
+    "train": {
+        "num_train_epochs": 2,
+        "max_steps": 3,
+        "eval_steps": 2,
+        "early_stopping_patience": 1,
+        "load_best_model_at_end": True,
+        "on_nan": "skip",
+        "logging_steps": 2,
+    },
+    "optimizer": {
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "linear",
+        "warmup_ratio": 0.1,
+        "warmup_steps": 2,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.5,
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.99,
+        "adam_epsilon": 1e-6,
+    },
+    "checkpoint": {"every_steps": 1},
+    "export": {"merge": True},
+}
+
+
+@pytest.mark.parametrize("section", ["train", "optimizer"])
+def test_each_field_is_known_to_count_before_the_first_step_or_not(section: str) -> None:
+    """A field that comes new has to be thought about."""
+    before, later = (set(fields.get(section, {})) for fields in (BEFORE_STEP_1, FROM_STEP_1))
+    assert not before & later and before | later == set(type(getattr(job(), section)).model_fields)
+
+
+def test_trials_share_what_is_found_before_the_first_step_where_nothing_differs_that_it_depends_on() -> None:
+    def planned(section: str, field: str, value: Any) -> str:
+        sections: dict[str, dict[str, Any]] = {"data": {"validation": 0.1}}
+        return made(job(**sections | {section: sections.get(section, {}) | {field: value}})).baseline_digest
+
+    plain = job(data={"validation": 0.1})
+    one = made(plain).baseline_digest
+    for section, fields in FROM_STEP_1.items():
+        assert {field: planned(section, field, value) for field, value in fields.items()} == dict.fromkeys(fields, one)
+    assert counted(made(plain), 999, 333, 5).baseline_digest == one
+    others = {
+        "method": made(job(method="full")),
+        "workers": made(plain, place(1)),
+        "device": made(plain, place(2, 1)),
+        "weights": made(plain, facts=replace(FACTS, model=replace(MODEL, digest="other"))),
+        "tokenizer": made(plain, facts=replace(FACTS, model=replace(MODEL, tokenizer_digest="other"))),
+        "data": made(plain, facts=replace(FACTS, data=replace(DATA, digest="other"))),
+        "weight": made(plain, facts=replace(FACTS, data=source(weight=2.0))),
+    }
+    digests = {name: other.baseline_digest for name, other in others.items()} | {
+        field: planned(section, field, value)
+        for section, fields in BEFORE_STEP_1.items()
+        for field, value in fields.items()
+    }
+    assert len({one, *digests.values()}) == 1 + len(digests), digests
+
+
 def test_how_often_to_save_may_be_left_to_what_it_costs() -> None:
     one = made(job(checkpoint={"every_steps": "auto", "mean_time_between_failures_h": 2.5}))
     assert Plan.model_validate_json(one.model_dump_json()).checkpoint.every_steps == "auto"

@@ -13,6 +13,18 @@ from shoal.spec.cluster import S3Spec
 from shoal.spec.job import Format, LoraSpec, QuantizationSpec
 
 PLAN_VERSION = 2
+COUNTS = {"steps", "steps_per_epoch", "tokens"}
+"""Of a trajectory; they follow from the rest."""
+LATER = {
+    "optimizer",
+    "num_train_epochs",
+    "max_steps",
+    "eval_steps",
+    "early_stopping_patience",
+    "load_best_model_at_end",
+    "on_nan",
+}
+"""Of a trajectory; nothing before the first step depends on them."""
 
 
 class Count(Frozen):
@@ -178,6 +190,8 @@ class StoragePlan(Frozen):
     """Disk that token shards may take there."""
     s3: S3Spec
     """How s3:// locations are reached; credentials by reference."""
+    baselines: str | None = None
+    """A sweep's folder for what its trials find out before their first step; a run alone has none."""
 
 
 class CheckpointPlan(Frozen):
@@ -210,9 +224,21 @@ class Plan(Frozen):
     @property
     def trajectory_digest(self) -> str:
         """16 hex digits over the trajectory; counts are left out, since they follow from the rest."""
-        body = self.trajectory.model_dump(mode="json", exclude={"steps", "steps_per_epoch", "tokens"})
+        body = self.trajectory.model_dump(mode="json", exclude=COUNTS)
         if self.trajectory.optimizer.warmup_ratio is not None:
             del body["optimizer"]["warmup_steps"]
         if self.trajectory.parent is None:
             del body["parent"]
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(body)
+
+    @property
+    def baseline_digest(self) -> str:
+        """16 hex digits over all that the self-check and the held-out loss before the first step may depend on."""
+        layout = self.layout.model_dump(mode="json")
+        layout["deepspeed"].pop("gradient_clipping", None)  # optimizer.max_grad_norm
+        trajectory = self.trajectory.model_dump(mode="json", exclude=COUNTS | LATER)
+        return _digest({"shoal": self.shoal, "check": self.self_check, "trajectory": trajectory, "layout": layout})
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]

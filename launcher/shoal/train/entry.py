@@ -22,12 +22,13 @@ from shoal.rows.template import Encoded
 from shoal.runs import RunFolder
 from shoal.storage import Storage
 from shoal.train import checkpoint, replay, selfcheck
+from shoal.train.baseline import Baseline, Shelf
 from shoal.train.collective import from_main
 from shoal.train.engine import Engine, place
 from shoal.train.export import export
 from shoal.train.heap import keep_memory
 from shoal.train.journal import Journal
-from shoal.train.loop import Loop, evaluate
+from shoal.train.loop import Loop
 from shoal.train.manifest import Manifest, Progress
 from shoal.train.model import build, load_base
 from shoal.train.parts import clear_away
@@ -94,7 +95,7 @@ class Worker:
         return self._finish(loop)
 
     def load(self) -> Loop:
-        """Everything up to the first step: data, model, self-check, engine, the newest checkpoint."""
+        """Everything up to the first step: data, model, self-check, engine, the newest checkpoint or the first loss."""
         plan, world = self.plan, self.world
         self.voice.phase("loading", plan.trajectory.model.base)
         prepared = Prepared.open(self.storage, plan.storage.prepared, self.cache, plan.storage.cache_bytes)
@@ -113,9 +114,11 @@ class Worker:
             clear_away(plan)
         reader = Reader(prepared, order, world.rank, world.size, plan.layout.micro_batch_size)
         found = from_main(world, self._newest)
+        shelf = Shelf.of(plan, world, self.storage) if plan.storage.baselines and found is None else None
+        known = from_main(world, shelf.read) if shelf else None
         start = models.start_folder(plan.trajectory.model, self.storage, self.cache)
         model = build(plan, self.base, start, world)
-        if plan.self_check and found is None:
+        if plan.self_check and found is None and known is None:
             self._check(model, prepared, order)
         layout = resized(plan.layout, plan.trajectory.batch_size, world.size)
         engine = Engine(model, layout, plan.trajectory.optimizer, world)
@@ -124,7 +127,12 @@ class Worker:
         saver = Saver(
             engine, plan, self.folder, self.storage, world, self.voice, progress, self.voice.failed_attempts()
         )
-        return Loop(plan, world, engine, prepared, order, reader, self.voice, saver, keep, progress)
+        loop = Loop(plan, world, engine, prepared, order, reader, self.voice, saver, keep, progress)
+        if known is not None:
+            self._take_over(loop, known)
+        elif found is None:
+            self._measure(loop, shelf)
+        return loop
 
     @cached_property
     def base(self) -> Path:
@@ -159,6 +167,20 @@ class Worker:
         figures = selfcheck.check(model.to(device), _first_documents(prepared, order), device)
         self.voice.tell({"kind": "note", "message": "self-check passed", "figures": figures})
 
+    def _take_over(self, loop: Loop, known: Baseline) -> None:
+        message = f"up to its first step this run is as {known.run}: what that one found holds here too"
+        self.voice.tell({"kind": "note", "message": message})
+        if known.held_out is not None:
+            loop.take(*known.held_out)
+
+    def _measure(self, loop: Loop, shelf: Shelf | None) -> None:
+        """The held-out loss before the first step, for other trials as well where there are any."""
+        held_out = loop.measure() if loop.holds_out else None
+        if held_out is not None:
+            loop.take(*held_out)
+        if shelf is not None:
+            from_main(self.world, lambda: shelf.write(self.plan.run_id, held_out))
+
     def _restore(self, engine: Engine, manifest: Manifest, run: str) -> Progress:
         self.voice.phase("loading", f"checkpoint of step {manifest.step}")
         checkpoint.load(engine, manifest, self.plan, RunFolder(self.storage, run), self.storage, self.world)
@@ -183,8 +205,8 @@ class Worker:
             else:
                 step, loop.validation_loss = best.step, best.loss
                 checkpoint.load(engine, manifest, self.plan, self.folder, self.storage, self.world)
-        if loop.validation_loss is None and len(loop.prepared.validation_lengths):
-            loop.validation_loss, _ = evaluate(engine, loop.reader, self.world)
+        if loop.validation_loss is None and loop.holds_out:
+            loop.validation_loss, _ = loop.measure()
         self.voice.phase("exporting", f"the weights of step {step}")
         engine.eval()
         gate = export(

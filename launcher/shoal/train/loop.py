@@ -74,17 +74,18 @@ class Loop:
         return self.order.steps(self.plan.trajectory.num_train_epochs, self.plan.trajectory.max_steps)
 
     def run(self) -> Directive:
-        """Trains from `progress` to the end; CONTINUE when the run is complete, STOP or YIELD when it left early."""
+        """Trains from `progress` to the end; CONTINUE when the run is complete, STOP or YIELD when it left early.
+
+        At step 0 the held-out loss is taken already.
+        """
         rates = schedule.learning_rates(self.plan.trajectory.optimizer, self.steps)
-        if self.progress.step == 0:
-            self._evaluate()
         if self._exhausted():
             return Directive.CONTINUE
         self.voice.tell({"kind": "phase", "phase": "training", "detail": f"{self.steps} steps"})
         self._clock.start()
         for batch in self._clock.waiting(self.reader.steps(self.progress.step + 1, self.steps)):
             wish = self._step(batch, rates(batch.step))
-            if self._evaluation_due() and self._evaluate():
+            if self._evaluation_due() and self.take(*self.measure()):
                 wish = Directive(max(wish.value, Directive.SAVE.value))
             last = self.progress.step == self.steps or self._exhausted()
             if last or wish != Directive.CONTINUE or self.saver.due(self.progress.step):
@@ -204,16 +205,36 @@ class Loop:
 
     def _evaluation_due(self) -> bool:
         step, every = self.progress.step, self.plan.trajectory.eval_steps
+        if not self.holds_out:
+            return False
         if step == self.steps:
             return True
         return step % every == 0 if every else self.progress.batch == 0
 
-    def _evaluate(self) -> bool:
-        """Measures the held-out loss over all its targets; whether the result deserves a checkpoint of its own."""
-        if not len(self.prepared.validation_lengths):
-            return False
+    @property
+    def holds_out(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return len(self.prepared.validation_lengths) > 0
+
+    def measure(self) -> tuple[float, int]:
+        """(nats per target, targets) over the whole held-out split, each target counted once whatever the world."""
         self.voice.tell({"kind": "phase", "phase": "evaluating", "detail": f"step {self.progress.step}"})
-        loss, targets = evaluate(self.engine, self.reader, self.world)
+        self.engine.eval()
+        total, targets = 0.0, 0
+        for micro in self.reader.validation():
+            self.world.pulse.mark("evaluating")
+            batch = causal_lm.collate(micro.documents, self.engine.device)
+            total += float(self.engine.loss_sum(batch))
+            targets += len(batch.labels)
+        sums = torch.tensor([total, targets], dtype=torch.float64, device=self.engine.device)
+        if self.world.size > 1:
+            with self.world.pulse.collective():
+                distributed.all_reduce(sums)
+        self.engine.train()
+        return float(sums[0] / sums[1]), int(sums[1])
+
+    def take(self, loss: float, targets: int) -> bool:
+        """Writes down and tells the held-out loss of this step; whether it deserves a checkpoint of its own."""
         self.validation_loss = loss
         self.voice.tell(
             {
@@ -242,23 +263,6 @@ class Loop:
     def _exhausted(self) -> bool:
         patience = self.plan.trajectory.early_stopping_patience
         return patience is not None and self.progress.evaluations_without_improvement >= patience
-
-
-def evaluate(engine: Engine, reader: Reader, world: World) -> tuple[float, int]:
-    """(nats per target, targets) over the whole held-out split, each target counted once whatever the world."""
-    engine.eval()
-    total, targets = 0.0, 0
-    for micro in reader.validation():
-        world.pulse.mark("evaluating")
-        batch = causal_lm.collate(micro.documents, engine.device)
-        total += float(engine.loss_sum(batch))
-        targets += len(batch.labels)
-    sums = torch.tensor([total, targets], dtype=torch.float64, device=engine.device)
-    if world.size > 1:
-        with world.pulse.collective():
-            distributed.all_reduce(sums)
-    engine.train()
-    return float(sums[0] / sums[1]), int(sums[1])
 
 
 class Clock:

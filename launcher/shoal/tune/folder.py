@@ -121,6 +121,11 @@ class SweepFolder:
         return join(self.url, "trials/")
 
     @property
+    def baselines(self) -> str:
+        """What trials find out before their first step, for others: `train/baseline.py`."""
+        return join(self.url, "baselines/")
+
+    @property
     def events(self) -> str:
         """One JSON line per thing that happened to the sweep."""
         return join(self.url, "events.jsonl")

@@ -169,7 +169,9 @@ class TrialActor(tune.Trainable):
         return sitting
 
     def _amended(self, plan: Plan) -> Plan:
-        """The plan with its parent, where the trial begins with another's checkpoint."""
+        """The plan with what trials share, and with its parent, where the trial begins with another's checkpoint."""
+        shared = plan.storage.model_copy(update={"baselines": self.folder.baselines})
+        plan = plan.model_copy(update={"storage": shared})
         origin = self.known.trial.origin
         if origin is None:
             return plan
