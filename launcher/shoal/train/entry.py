@@ -168,7 +168,8 @@ class Worker:
         self.voice.tell({"kind": "note", "message": "self-check passed", "figures": figures})
 
     def _take_over(self, loop: Loop, known: Baseline) -> None:
-        message = f"up to its first step this run is as {known.run}: what that one found holds here too"
+        what = "self-check and held-out loss before step 1" if self.plan.self_check else "held-out loss before step 1"
+        message = f"{what}: taken over from {known.run}, which is alike up to there"
         self.voice.tell({"kind": "note", "message": message})
         if known.held_out is not None:
             loop.take(*known.held_out)
