@@ -110,6 +110,17 @@ class Place:
     def reloaded(self, name: str) -> Path:
         return Path(self.folder.export(name))
 
+    def fetch_base_from(self, url: str) -> None:
+        """The base's folder is where it is cached; the job names `url`."""
+        trajectory = self.plan.trajectory
+        model = trajectory.model.model_copy(update={"base": url, "kind": "object"})
+        self.plan = self.plan.model_copy(update={"trajectory": trajectory.model_copy(update={"model": model})})
+
+    def assert_no_file_tells_where_the_base_was_cached(self) -> None:
+        files = [path for path in Path(self.folder.exports).rglob("*") if path.is_file()]
+        assert len(files) > 5
+        assert [path.name for path in files if str(self.base.parent).encode() in path.read_bytes()] == []
+
 
 def test_a_lora_adapter_is_what_peft_writes(tmp_path: Path, tokenizer_folder: Path):
     place = Place(tmp_path, make_base(tmp_path / "base", tokenizer_folder), "lora")
@@ -164,7 +175,9 @@ def test_modules_to_save_travel_with_the_adapter(tmp_path: Path, tokenizer_folde
 def test_a_full_model_has_the_tensors_of_its_base(tmp_path: Path, tokenizer_folder: Path, tied: bool, dtype: str):
     place = Place(tmp_path, make_base(tmp_path / "base", tokenizer_folder, tied), "full")
     place.plan = make_plan(tmp_path, str(place.base), "full", dtype=dtype)
+    place.fetch_base_from("s3://models/tiny")
     figures = place.export()
+    place.assert_no_file_tells_where_the_base_was_cached()
     assert figures["passed"] and (figures["max_relative_difference"] < 1e-5 or dtype == "bf16")
     folder = place.reloaded("model")
     ours, base = load_file(folder / "model.safetensors"), load_file(place.base / "model.safetensors")
@@ -182,7 +195,11 @@ def test_a_full_model_has_the_tensors_of_its_base(tmp_path: Path, tokenizer_fold
 
 def test_a_merged_adapter_equals_base_and_adapter(tmp_path: Path, tokenizer_folder: Path):
     place = Place(tmp_path, make_base(tmp_path / "base", tokenizer_folder), "lora", merge=True)
+    place.fetch_base_from("s3://models/tiny")
     merged = place.export()["merged"]
+    place.assert_no_file_tells_where_the_base_was_cached()
+    config = json.loads((place.reloaded("adapter") / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "s3://models/tiny"
     assert merged["passed"] and merged["max_relative_difference"] < 1e-5 and not merged["untied"]
     model = AutoModelForCausalLM.from_pretrained(str(place.reloaded("merged")))
     with torch.no_grad():
@@ -341,20 +358,6 @@ def test_a_card_loads_a_base_from_where_transformers_can(
     plan = plan.model_copy(update={"trajectory": plan.trajectory.model_copy(update={"model": model})})
     card = model_card(plan, "adapter", {"passed": True}, {})
     assert f"base = AutoModelForCausalLM.from_pretrained{loading}" in card
-
-
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_no_file_of_an_export_tells_where_the_base_was_cached(tmp_path: Path, tokenizer_folder: Path, method: str):
-    place = Place(tmp_path, make_base(tmp_path / "cache" / "models" / "d", tokenizer_folder), method, method == "lora")
-    model = place.plan.trajectory.model.model_copy(update={"base": "s3://models/tiny", "kind": "object"})
-    place.plan = place.plan.model_copy(update={"trajectory": place.plan.trajectory.model_copy(update={"model": model})})
-    place.export()
-    files = [path for path in Path(place.folder.exports).rglob("*") if path.is_file()]
-    assert len(files) > 5
-    assert [path.name for path in files if str(tmp_path).encode() in path.read_bytes()] == []
-    if method == "lora":
-        config = json.loads((place.reloaded("adapter") / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == "s3://models/tiny"
 
 
 def test_generating(tmp_path: Path, tokenizer_folder: Path):
