@@ -16,14 +16,18 @@ import pytest
 import stand_in_trial as stand_in
 from jobs import job, profile, write_rows
 from ray import cloudpickle
+from submitting import MAPPED
 
 from shoal import __version__, launch
 from shoal.backends.inline import Inline
+from shoal.backends.ray_cluster import RayCluster
 from shoal.backends.ray_local import RayLocal
+from shoal.errors import ClusterError
 from shoal.plan.types import Plan
-from shoal.spec.cluster import ClusterProfile
+from shoal.spec.cluster import ClusterProfile, ResourcesSpec, S3Spec
 from shoal.spec.sweep import SweepSpec
 from shoal.storage import Storage
+from shoal.store import connection, folder_of
 from shoal.train.world import Event
 from shoal.tune.board import Board
 from shoal.tune.folder import SWEEP_VERSION, SweepFolder, SweepPlan
@@ -230,6 +234,46 @@ def test_a_spent_budget_ends_the_sweep(place: Place) -> None:
     assert any("the budget is spent" in one.get("message", "") for one in heard)
     _, heard = place.resume()
     assert not heard.of("step"), "nothing goes on"
+
+
+def test_a_sweep_gives_up_where_no_trial_has_room_and_goes_on_beside_others(place: Place, s3: S3Spec) -> None:
+    """On a cluster, where others have the workers, and most of what trials' own processes take."""
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    storage, profile = Storage(s3), _cluster(s3)
+    text = place.plan(RATES, trials=2, max_concurrent=1).model_dump_json(exclude_unset=True)
+    for here, there in ((place.model, "s3://shoal/tiny/"), (place.shared / "rows.jsonl", "s3://shoal/rows.jsonl")):
+        storage.upload(here, there)
+        text = text.replace(str(here), there)
+    plan = SweepPlan.model_validate_json(text)
+    little = profile.model_copy(update={"resources_per_worker": ResourcesSpec(cpu=0.01)})
+    backend = RayCluster(little, stand_in.steps_through)  # which has room to look at data that are prepared
+    backend.start()
+    launch.prepared_plan(plan.job, profile, storage, backend, lambda event: None)
+    node = next(name for name in ray.cluster_resources() if name.startswith("node:") and "head" not in name)
+    taken = [placement_group([{"CPU": ray.available_resources()["CPU"] - 0.1}]), placement_group([{node: 0.9}])]
+    assert all(one.wait(30) for one in taken)
+    try:
+        with pytest.raises(ClusterError, match=r"^trial 1: left: workers: no room for 1 s for 1 worker of 1 CPU each"):
+            run_sweep(plan, profile, storage, Heard(), threading.Event(), backend)
+        folder = SweepFolder.of(storage, profile.storage.runs, "sweep")
+        assert [trial.number for trial, _ in folder.read_trials()] == [1], "no other trial began"
+        remove_placement_group(taken.pop(0))
+        board = resume_sweep(folder, profile, storage, Heard(), threading.Event(), backend)
+        assert [row.state for row in board.rows] == ["finished"] * 2
+    finally:
+        for one in taken:
+            remove_placement_group(one)
+
+
+def _cluster(s3: S3Spec) -> ClusterProfile:
+    """This machine's Ray and store, as if they were somewhere else."""
+    file = str(folder_of(s3) / "server.json")
+    endpoint = connection(s3).endpoint.replace("127.0.0.1", MAPPED)
+    storage = {name: f"s3://shoal/swept/{name}" for name in ("runs", "prepared")}
+    away = {"endpoint_url": endpoint, "credentials": {"file": file}}
+    return ClusterProfile.model_validate({"kind": "ray", "wait_s": 1, "storage": {**storage, "s3": away}})
 
 
 def _new_end(event: Event, done: dict[int, Any]) -> bool:

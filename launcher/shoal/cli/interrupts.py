@@ -13,7 +13,7 @@ from typing import Any, Self
 import typer
 
 from shoal.backends import OnEvent
-from shoal.errors import Problem, StorageError
+from shoal.errors import ClusterError, Problem, StorageError
 from shoal.train.world import Event
 
 ASKED = "stopping: this step is finished and saved first; once more leaves at once (what was saved before stays)"
@@ -63,8 +63,8 @@ class Interrupts:
 
 @contextmanager
 def driven(interrupts: Interrupts, resume: str, options: str) -> Iterator[None]:
-    """How a driver is left by force, or by a store that went away: what began to train is kept, and `resume`, with its
-    id and the `options`, goes on.
+    """How a driver is left by force, or by a store or room that went away: what began to train is kept, and `resume`,
+    with its id and the `options`, goes on.
 
     Raises: typer.Exit with the status of the signal.
     """
@@ -74,8 +74,8 @@ def driven(interrupts: Interrupts, resume: str, options: str) -> Iterator[None]:
         then = f"; go on with  {resume} {interrupts.run}{options}" if interrupts.run else ""
         typer.echo(f"left at once{then}", err=True)
         raise typer.Exit(interrupts.status) from None
-    except StorageError as error:
+    except (StorageError, ClusterError) as error:
         if interrupts.run is None:
             raise
         kept = Problem(interrupts.run, "is kept", f"go on with  {resume} {interrupts.run}{options}")
-        raise StorageError(*error.problems, kept) from error
+        raise type(error)(*error.problems, kept) from error

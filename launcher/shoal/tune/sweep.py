@@ -23,7 +23,7 @@ from shoal import launch
 from shoal.backends import OnEvent
 from shoal.backends.group import beside
 from shoal.backends.ray_train import RAY, Entry, RayTrain
-from shoal.errors import Problem, ShoalError, SpecError, StorageError
+from shoal.errors import ClusterError, Problem, ShoalError, SpecError, StorageError
 from shoal.lease import held
 from shoal.plan.types import Plan
 from shoal.record import rows
@@ -187,7 +187,7 @@ def _tune(
     from shoal.tune import search
     from shoal.tune.post import Post
     from shoal.tune.trial import Shared, TrialActor
-    from shoal.tune.watch import BUDGET, Watch
+    from shoal.tune.watch import BUDGET, STOPPED, Watch
 
     spec = plan.spec
     random.seed(spec.seed)  # ASHA's brackets and PBT's changes are drawn from the global generators
@@ -196,13 +196,15 @@ def _tune(
     post = beside(Post, name=name)
     suggests = search.search(spec, _suggested(earlier), many)
     price = (each.price_per_worker_hour or 0.0) * each.max_workers
-    watch = Watch(spec, folder, post, suggests, price, on_event, stop)
-    taken = seat(many)
+    watch = Watch(spec, folder, post, suggests, price, each.wait_s, on_event, stop)
+    taken = seat(many, population=spec.scheduler == "pbt")
     given = {"shared": Shared(plan, each, name, entry), "default_resource_request": classmethod(lambda *_: taken)}
     actor = type("TrialActor", (TrialActor,), given)
     _tuner(plan, folder, made, earlier, actor, suggests, watch, scratch).fit()
     watch.drain()
     ray.kill(post)
+    if watch.left and watch.leaving != STOPPED:
+        raise ClusterError(*(Problem(f"trial {number}", f"left: {why}") for number, why in sorted(watch.left.items())))
     return watch.leaving in ("", BUDGET) and len(watch.ended) == len(watch.began)
 
 

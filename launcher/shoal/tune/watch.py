@@ -16,8 +16,8 @@ from shoal.spec.sweep import SweepSpec
 from shoal.tune.folder import SweepFolder, TrialEnd
 
 DRAIN_S = 0.2
-STOPPED, BUDGET = "the sweep was stopped", "budget"
-"""Why all trials leave: the first is nobody's end."""
+STOPPED, BUDGET, NO_ROOM = "the sweep was stopped", "budget", "there is no room"
+"""Why all trials leave: the second alone is their end."""
 
 
 class Watch(Callback):
@@ -30,15 +30,18 @@ class Watch(Callback):
         post: Any,
         search: SearchAlgorithm,
         worker_price: float,
+        wait_s: float,
         tell: OnEvent,
         stop: threading.Event,
     ) -> None:
-        """`worker_price`: of an hour of all workers of a trial."""
+        """`worker_price`: of an hour of all workers of a trial. `wait_s`: how long the place may have room for none."""
         self.spec, self.folder, self.post, self.search = spec, folder, post, search
-        self.worker_price, self.tell, self.stop = worker_price, tell, stop
+        self.worker_price, self.wait_s, self.tell, self.stop = worker_price, wait_s, tell, stop
         self.spent: dict[int, TrialEnd] = {}
         """What each trial took so far."""
         self.ended: dict[int, TrialEnd] = {}
+        self.left: dict[int, str] = {}
+        """Trials that can go on, and what the place could not give them."""
         self.began: set[int] = set()
         self.leaving = ""
         self.drained = 0.0
@@ -71,7 +74,7 @@ class Watch(Callback):
             if self.leaving == BUDGET:
                 self._end(replace(end, state="stopped", why=BUDGET))
             elif not self.leaving:
-                self.tell({"kind": "failure", "trial": end.number, "message": f"left, and can go on: {end.why}"})
+                self._let_go(end)
             return
         if "told" not in result:
             end = replace(end, state="stopped", why=self._why(end))
@@ -128,6 +131,14 @@ class Watch(Callback):
             self.folder.write_end(end)
         told = {name: getattr(end, name) for name in ("state", "why", "metric", "step")}
         self.tell({"kind": "trial_end", "trial": end.number, **told})
+
+    def _let_go(self, end: TrialEnd) -> None:
+        """The trial's place failed it. Where no other trains either the next ones would fare alike: none begins."""
+        self.left[end.number] = end.why
+        self.tell({"kind": "failure", "trial": end.number, "message": f"left, and can go on: {end.why}"})
+        still_s: Any = ray.get(self.post.still_s.remote())
+        if still_s >= self.wait_s:
+            self._leave(NO_ROOM)
 
     def _why(self, end: TrialEnd) -> str:
         value = "" if end.metric is None else f"{end.metric:.4f} "
