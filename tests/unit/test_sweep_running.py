@@ -129,7 +129,7 @@ def test_a_parent_is_part_of_what_is_learnt(tmp_path: Path) -> None:
 def test_a_budget_is_of_all_trials_together(tmp_path: Path, budget: dict[str, Any], over: bool) -> None:
     folder = SweepFolder.of(Storage(), str(tmp_path), "sweep")
     spec = sweep_plan(budget=budget).spec
-    watch = Watch(spec, folder, None, search.search(spec, [], 2), 4.0, lambda event: None, threading.Event())
+    watch = Watch(spec, folder, None, search.search(spec, [], 2), 4.0, 60.0, lambda event: None, threading.Event())
     for number in (1, 2, 3):
         watch._spend({"trial": number, "step": 10, "tokens": 100, "seconds": 2400})
     assert watch._over_budget() == over
