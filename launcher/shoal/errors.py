@@ -65,6 +65,10 @@ class StorageError(ShoalError, OSError):
     exit_status = 4
 
 
+class Forbidden(StorageError):
+    """A file or a folder is somebody else's, and not to be read or written by this user."""
+
+
 class ClusterError(ShoalError):
     """The place to run cannot give what the plan needs."""
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
 
-from shoal.errors import Problem, ShoalError, SpecError, StorageError
-from shoal.storage import Storage, absolute, join
+from shoal.errors import Forbidden, Problem, ShoalError, SpecError, StorageError
+from shoal.storage import Storage, join
 
 RUN_ID = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)-(?P<made>\d{8}-\d{6})-(?P<token>[0-9a-z]{4})")
 GIVEN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -115,11 +115,29 @@ class RunFolder:
         return join(self.exports, f"{name}/")
 
 
+def holding(storage: Storage, runs_url: str, name: str) -> list[str]:
+    """The folders below `runs_url` that hold such a file, sorted, without a slash at the end.
+
+    In a place that several people share, those that others may not look into are left out.
+    """
+    try:
+        found = storage.list(join(runs_url, "*", name))
+    except Forbidden:
+        return [one.rstrip("/") for one in storage.folders(runs_url) if _is_seen(storage, join(one, name))]
+    return [one.url.removesuffix(f"/{name}") for one in found]
+
+
+def _is_seen(storage: Storage, url: str) -> bool:
+    try:
+        return storage.exists(url)
+    except Forbidden:
+        return False
+
+
 def list_runs(storage: Storage, runs_url: str) -> list[RunFolder]:
     """The runs that have a plan, oldest first; those whose id says no time come before all."""
-    plans = storage.list(join(runs_url, "*", "plan.json"))
-    runs = [RunFolder(storage, one.url.removesuffix("/plan.json")) for one in plans]
-    return sorted((run for run in runs if _names_run(run.id)), key=lambda run: made_order(run.id))
+    runs = [RunFolder(storage, url) for url in holding(storage, runs_url, "plan.json")]
+    return sorted((run for run in runs if names_run(run.id)), key=lambda run: made_order(run.id))
 
 
 @contextmanager
@@ -142,35 +160,39 @@ def gave_up(folder: RunFolder) -> str:
     """Why the driver of a run left before there was a plan; empty where it did not, as far as the folder says."""
     try:
         return str(json.loads(folder.storage.read(folder.submission)).get(GAVE_UP, ""))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, Forbidden):
         return ""
 
 
 def require_begun(storage: Storage, runs_url: str, beginning: str) -> None:
     """SpecError for the beginning of an id of what was handed to a cluster and has no plan, with what became of it."""
-    waiting = (one.url.split("/")[-2] for one in storage.list(join(runs_url, "*", "submission.json")))
-    for run in sorted(one for one in waiting if beginning.strip() and one.startswith(beginning)):
-        if why := gave_up(RunFolder(storage, join(absolute(runs_url), run))):
-            fix = f"use its job file again, with --run-id {run}"
-            raise SpecError(Problem(run, f"its driver gave up before it had a plan: {why}", fix))
-        raise SpecError(Problem(run, "has no plan yet", f"`shoal logs {run} --follow` shows what its driver says"))
+    for url in holding(storage, runs_url, "submission.json"):
+        folder = RunFolder(storage, url)
+        if not beginning.strip() or not folder.id.startswith(beginning):
+            continue
+        if why := gave_up(folder):
+            fix = f"use its job file again, with --run-id {folder.id}"
+            raise SpecError(Problem(folder.id, f"its driver gave up before it had a plan: {why}", fix))
+        fix = f"`shoal logs {folder.id} --follow` shows what its driver says"
+        raise SpecError(Problem(folder.id, "has no plan yet", fix))
 
 
 def checked_id(given: str) -> str:
     """An id that may name a run. Raises: SpecError."""
-    if not _names_run(given):
+    if not names_run(given):
         fix = "use lower-case letters, digits and dashes, at most 63, a letter or a digit first"
         raise SpecError(Problem("--run-id", f"{given!r} cannot name a run", fix))
     return given
 
 
-def _names_run(name: str) -> bool:
+def names_run(name: str) -> bool:
+    """Whether a folder of that name may be a run's or a sweep's."""
     return bool(GIVEN_ID.fullmatch(name) or TRIAL_ID.fullmatch(name))
 
 
 def find_run(storage: Storage, runs_url: str, beginning: str) -> RunFolder:
     """The one run whose id begins so, or is just so; SpecError lists the candidates, or the nearest ids."""
-    sweeps = {one.url.split("/")[-2] for one in storage.list(join(runs_url, "*", "sweep.json"))}
+    sweeps = {url.rpartition("/")[2] for url in holding(storage, runs_url, "sweep.json")}
     runs = {run.id: run for run in list_runs(storage, runs_url) if not is_behind(run.id, beginning, sweeps)}
     meant = sorted(one for one in sweeps if beginning.strip() and one.startswith(beginning))
     if meant and not any(one.startswith(beginning) for one in runs):

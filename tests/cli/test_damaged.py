@@ -1,4 +1,4 @@
-"""What is said of runs and sweeps whose files are cut short, empty, no JSON, or of another version of Shoal."""
+"""What is said of runs and sweeps whose files are cut short, empty, no JSON, or of another version of Shoal; odd calls."""
 
 import json
 import shutil
@@ -155,3 +155,49 @@ def test_a_run_whose_plan_is_gone_still_has_its_log(how: str, place: Path, shoal
     damage(place, f"{RUN}/plan.json", how)
     status, out, _ = shoal("logs", RUN, "--json")
     assert (status, len(json.loads(out))) == (0, 8)
+
+
+ODD = [
+    (("sweep", "stop", "fish"), 2, "shoal sweep stop: is no command, and no job file is called so; use  shoal stop SWEEP"),
+    (("sweep", "shwo", "fish"), 2, "did you mean  shoal sweep show?"),
+    (("sweep", "nobody.yaml"), 2, "nobody.yaml: there is no such job file"),
+    (("sweep", "show", " "), 2, "sweep: no sweep was named"),
+    (("sweep", "show", "[x"), 2, "[x: no sweep in {place}/runs begins so; the newest are " + SWEEP_ID),
+    (("sweep", "show", "../runs"), 2, "../runs: no sweep in {place}/runs begins so"),
+    (("sweep", "show", "fish", "--html", ""), 2, "--html: . cannot be written: is a directory"),
+    (("sweep", "show", "fish", "--html", "/dev/full"), 2, "--html: /dev/full cannot be written: no space left on device"),
+    (("sweep", "best", "fish", "--job", "/proc/x.yaml"), 2, "--job: /proc/x.yaml cannot be written"),
+    (("sweep", "best", "fish", "--export", "/proc/x"), 2, "--export: /proc/x cannot be made: no such file or directory"),
+    (("sweep", "best", "fish", "--export", "local.yaml"), 2, "--export: local.yaml is there and not empty"),
+    (("sweep", "resume", "fish", "--detach"), 2, "--detach: this profile trains in this very process"),
+    (("sweep", "resume", "tiny"), 2, f"{RUN}: is a run, not a sweep; `shoal report {RUN}` shows it"),
+    (("logs", "nobody"), 2, f"no run in {{place}}/runs begins so; the newest are begun, {SWEEP_ID}, {RUN}"),
+    (("logs", "begun"), 0, "begun has written nothing yet"),
+    (("logs", "begun", "--follow"), 1, "begun is not finished, and nobody drives it; what became of it says  shoal doctor begun"),
+    (("stop", "begun", "--json"), 5, "begun: is not running: nobody is there to stop"),
+    (("runs", "--prune", "--older-than", "soon"), 2, "--older-than: 'soon' is no age; write 12h, 7d or 4w"),
+    (("runs", "--prune", "--whole"), 2, "--whole: would remove every run"),
+    (("render", "--pool", "--out", " "), 2, "--out: names no folder; give one, or leave it out to print them"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"), ODD, ids=lambda one: " ".join(one) if isinstance(one, tuple) else ""
+)
+def test_an_odd_call_gets_an_answer(words: tuple[str, ...], status: int, said: str, place: Path, shoal: Shoal) -> None:
+    for name in ("begun", "Some [Name]", "wéird", "deep/er", "empty"):
+        (place / "runs" / name).mkdir(parents=True)
+    for name in ("begun/plan.json", "Some [Name]/plan.json", "wéird/sweep.json", "deep/er/plan.json", "loose.json"):
+        (place / "runs" / name).write_text("{}")
+    done, out, err = shoal(*words)
+    assert (done, out) == (status, "")
+    assert said.format(place=place) in err
+
+
+def test_ids_are_whole_however_narrow_the_terminal_is(shoal: Shoal, monkeypatch: pytest.MonkeyPatch) -> None:
+    for width in ("40", "80", "200"):
+        monkeypatch.setenv("COLUMNS", width)
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        _, out, _ = shoal("runs")
+        assert RUN in out and SWEEP_ID in out
+        assert ("loss" in out, "size" in out) == (width != "40", width == "200")

@@ -1,13 +1,21 @@
 """Run ids, the names of a run's files, and finding a run by the beginning of its id."""
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from shoal.errors import SpecError
+from shoal.cli.standing import survey
+from shoal.errors import Forbidden, SpecError
 from shoal.runs import RunFolder, checked_id, find_run, list_runs, new_run_id
 from shoal.storage import Storage
+from shoal.submit.found import find
+from shoal.tune.folder import find_sweep
 
 IDS = ["alpaca-20261121-090000-aaaa", "alpaca-20261121-090000-bbbb", "zebra-7b-20261120-235959-0q9z"]
 
@@ -91,3 +99,51 @@ def test_a_full_id_wins_over_longer_ones(tmp_path: Path) -> None:
     for run_id in ids:
         Storage().write(f"{tmp_path}/{run_id}/plan.json", b"{}")
     assert find_run(Storage(), str(tmp_path), ids[0]).id == ids[0]
+
+
+@contextmanager
+def somebody() -> Iterator[None]:
+    """A user for whom the rights of files count: root has all."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """Runs of several people in one folder that all may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="shoal-runs-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    for one in folder.iterdir():
+        one.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_what_somebody_else_keeps_to_himself_hides_no_other_run(shared: Path) -> None:
+    storage = Storage()
+    for name in (
+        "mine-1/plan.json",
+        "mine-2/sweep.json",
+        "theirs-1/plan.json",
+        "half-1/plan.json",
+        "half-1/result.json",
+    ):
+        storage.write(f"{shared}/{name}", b"{}")
+    survey(storage, str(shared))  # what it imports is there from now on, and need not be readable for somebody
+    (shared / "theirs-1").chmod(0)
+    (shared / "half-1" / "result.json").chmod(0)
+    with somebody():
+        states = {one.id: one.state for one in survey(storage, str(shared))}
+        found = [find_run(storage, str(shared), "mine-1").id, find("mine-1", storage, str(shared), None).id]
+        with pytest.raises(SpecError, match=r"no run in .* begins so"):
+            find_run(storage, str(shared), "theirs")
+        with pytest.raises(Forbidden, match="no permission; change the rights"):
+            storage.read(f"{shared}/half-1/result.json")
+        assert find_sweep(storage, str(shared), "mine").id == "mine-2"
+    assert states == {"mine-1": "started", "mine-2": "unreadable", "theirs-1": "unreadable", "half-1": "unreadable"}
+    assert found == ["mine-1", "mine-1"]

@@ -71,6 +71,7 @@ def stop(
     run: Run,
     on: On = None,
     now: Annotated[bool, typer.Option("--now", help="Do not wait for the step and its checkpoint.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Stop a run or a sweep wherever it is driven: it finishes its step, saves and leaves. `shoal resume` goes on.
 
@@ -85,14 +86,17 @@ def stop(
     dashboard = jobs_of(profile)
     with storage_of(profile) as storage:
         found = find(run, storage, profile.storage.runs, dashboard)
-        typer.echo(f"{found.id}: {ask_to_stop(found, dashboard, _me(), now)}")
+        typer.echo(f"{found.id}: {ask_to_stop(found, dashboard, _me(), now)}", err=as_json)
         while found.is_driven or _runs(dashboard, found):
             time.sleep(POLL_S * 5)
-        work = Work(found.id, found.is_sweep, options_of(on), as_json=False)
-        kept = f"; go on with  {work.resume}" if found.has_saved else ", without a checkpoint"
+        work = Work(found.id, found.is_sweep, options_of(on), as_json)
+        resume = work.resume if found.has_saved else None
         if found.in_sight and not found.has_begun:
             storage.delete(found.folder.submission)  # nothing stays of what never began
-    typer.echo(f"it has left{kept}")
+    if as_json:
+        typer.echo(json.dumps({work.kind: work.id, "resume": resume}, indent=1))
+    else:
+        typer.echo(f"it has left; go on with  {resume}" if resume else "it has left, without a checkpoint")
 
 
 def jobs_of(profile: "ClusterProfile") -> Jobs | None:
@@ -277,7 +281,11 @@ def _from_store(found: "Found", work: Work, follow_: bool) -> None:
             time.sleep(LOOK_S)
     if work.as_json:
         typer.echo(json.dumps(found.rows() if found.in_sight else []))
+    elif not seen:
+        typer.echo(f"{found.id} has written nothing yet", err=True)
     if follow_ and not finished:
+        doctor = f"shoal doctor {found.id}{work.options}"
+        typer.echo(f"{found.id} is not finished, and nobody drives it; what became of it says  {doctor}", err=True)
         raise typer.Exit(1)
 
 

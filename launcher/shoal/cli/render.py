@@ -40,6 +40,8 @@ def render(
     from shoal.kube.render import to_list, to_yaml
 
     _require_one(job, pool, set_, run_id)
+    if out is not None and not out.strip():
+        raise SpecError(Problem("--out", "names no folder", "give one, or leave it out to print them"))
     made = _pool(on) if job is None else _run(job, on, set_, run_id)
     if out is not None:
         written = _write(made, Path(out))

@@ -11,13 +11,16 @@ import typer
 
 from shoal.cli.common import Json, On, Yes, console, profile_name, storage_of
 from shoal.cli.standing import Standing, survey
-from shoal.errors import Problem, SpecError
+from shoal.errors import Problem, SpecError, StorageError, together
 
 if TYPE_CHECKING:
     from shoal.spec.cluster import ClusterProfile
     from shoal.storage import Storage
 
 AGE = re.compile(r"(\d+)([hdw])")
+GAP = 2
+LEAST = ("size", "age", "goodput", "step", "loss")
+"""Columns that a narrow terminal goes without, the first one first."""
 HOURS = {"h": 1, "d": 24, "w": 24 * 7}
 
 
@@ -98,27 +101,50 @@ def _prune(storage: "Storage", doomed: list[Standing], whole: bool, yes: bool, a
         out.print(f"  {one.id}  {one.state}  {size(one.bytes if whole else one.checkpoint_bytes)}", markup=False)
     if doomed and not yes and not typer.confirm(f"remove {what} of these {len(doomed)} ({size(freed)})?", err=as_json):
         raise typer.Exit(1)
+    kept: dict[str, StorageError] = {}
     for one in doomed:
-        for folder in reversed(one.folders):  # a sweep's own goes last: until then its trials are known as such
-            storage.delete(join(folder, "" if whole else "checkpoints/"))
+        try:
+            for folder in reversed(one.folders):  # a sweep's own goes last: until then its trials are known as such
+                storage.delete(join(folder, "" if whole else "checkpoints/"))
+        except StorageError as error:  # one that is somebody else's keeps no other
+            kept[one.id] = error
+            freed -= one.bytes if whole else one.checkpoint_bytes
     if as_json:
-        typer.echo(json.dumps({"removed": [one.id for one in doomed], "whole": whole, "bytes": freed}, indent=1))
+        removed = [one.id for one in doomed if one.id not in kept]
+        typer.echo(json.dumps({"removed": removed, "whole": whole, "bytes": freed}, indent=1))
     else:
         out.print(f"{size(freed)} freed" if doomed else f"no {what} to remove")
+    if kept:
+        raise together(list(kept.values()))
 
 
 def _list(found: list[Standing], runs_url: str) -> None:
     from rich.table import Table
-
-    from shoal.display import duration, size
+    from rich.text import Text
 
     out = console()
     if not found:
         out.print(f"there are no runs in {runs_url}; start one with  shoal run JOB", markup=False)
         return
-    table = Table("run", "state", "step", "loss", "goodput", "age", "size", box=None, padding=(0, 2, 0, 0))
-    for column in table.columns[2:]:
-        column.justify = "right"
+    columns = _columns(found)
+    widths = {name: max(map(len, (name, *cells))) + GAP for name, cells in columns.items()}
+    if not out.is_terminal:
+        out.width = max(out.width, sum(widths.values()))
+    for name in LEAST:  # rather than cut an id, which is there to be copied
+        if sum(widths.values()) > out.width:
+            del widths[name]
+    table = Table(box=None, padding=(0, GAP, 0, 0))
+    for name in widths:
+        table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name == "run")
+    for row in zip(*(columns[name] for name in widths), strict=True):
+        table.add_row(*map(Text, row))
+    out.print(table)
+
+
+def _columns(found: list[Standing]) -> dict[str, list[str]]:
+    from shoal.display import duration, size
+
+    columns: dict[str, list[str]] = {name: [] for name in ("run", "state", "step", "loss", "goodput", "age", "size")}
     for one in found:
         step = "" if one.step is None else f"{one.step:,}"
         step = step if one.trials is None else f"{one.trials:,} trials"
@@ -126,8 +152,10 @@ def _list(found: list[Standing], runs_url: str) -> None:
         goodput = "" if one.goodput is None else f"{one.goodput:.0%}"
         age = None if one.made is None else max(0.0, time.time() - one.made)
         days = "" if age is None else f"{age / 86400:.0f} days" if age > 2 * 86400 else duration(age)
-        table.add_row(one.id, one.state, step, loss, goodput, days, size(one.bytes))
-    out.print(table)
+        row = (one.id, one.state, step, loss, goodput, days, size(one.bytes))
+        for cells, cell in zip(columns.values(), row, strict=True):
+            cells.append(cell)
+    return columns
 
 
 def _hours(age: str) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from shoal.errors import SpecError, StorageError
+from shoal.errors import Forbidden, SpecError, StorageError
 
 if TYPE_CHECKING:
     from shoal.runs import RunFolder
@@ -26,8 +26,8 @@ class Standing:
     folder: str
     state: str
     """finished, running, stopped (it has a checkpoint), started (it has none), submitted (its driver has no plan yet),
-    failed (a sweep, or a run whose driver never came to a plan), or unreadable (what it wrote down is not whole, or of
-    another version of Shoal)."""
+    failed (a sweep, or a run whose driver never came to a plan), or unreadable (what it wrote down is not whole, of
+    another version of Shoal, or somebody else's)."""
     step: int | None
     """Of the result, or of the newest checkpoint."""
     loss: float | None
@@ -49,27 +49,46 @@ class Standing:
 
 def survey(storage: "Storage", runs_url: str) -> list[Standing]:
     """All runs, sweeps and trials, newest first, from one listing and a short read of each."""
-    from shoal.runs import TRIAL_ID, RunFolder, gave_up, list_runs, made_order
-    from shoal.storage import join
+    from shoal.runs import TRIAL_ID, RunFolder, gave_up, list_runs, made_order, names_run
     from shoal.tune.folder import list_sweeps
 
-    objects = storage.list(join(runs_url, ""))
+    objects, closed = _visible(storage, runs_url)
     sweeps = {one.id: one for one in list_sweeps(storage, runs_url)}
     found: list[Standing] = []
     for folder in list_runs(storage, runs_url):
         one = standing(folder, [one for one in objects if one.url.startswith(f"{folder.url}/")])
         match = TRIAL_ID.fullmatch(folder.id)
         found.append(replace(one, sweep=match["sweep"] if match and match["sweep"] in sweeps else None))
-    begun = {one.id for one in found}
+    begun = {one.id for one in found} | sweeps.keys()
+    for folder in (RunFolder(storage, url) for url in closed):
+        if names_run(folder.id) and folder.id not in begun:
+            found.append(standing(folder, []))
     for url in (one.url for one in objects if one.url.endswith("/submission.json")):
         folder = RunFolder(storage, url.removesuffix("/submission.json"))
-        if folder.id not in begun and folder.id not in sweeps:
+        if folder.id not in begun:
             own = [one for one in objects if one.url.startswith(f"{folder.url}/")]
             found.append(replace(standing(folder, own), state="failed" if gave_up(folder) else "submitted"))
     for sweep in sweeps.values():
         own = sum(one.size for one in objects if one.url.startswith(f"{sweep.url}/"))
         found.append(sweep_standing(sweep, own, [one for one in found if one.sweep == sweep.id]))
     return sorted(found, key=lambda one: made_order(one.id), reverse=True)
+
+
+def _visible(storage: "Storage", runs_url: str) -> "tuple[list[ObjectInfo], list[str]]":
+    """All objects, and the folders that others may not look into."""
+    from shoal.storage import join
+
+    try:
+        return storage.list(join(runs_url, "")), []
+    except Forbidden:
+        found: list[ObjectInfo] = []
+        closed: list[str] = []
+        for folder in storage.folders(runs_url):
+            try:
+                found += storage.list(folder)
+            except Forbidden:
+                closed.append(folder.rstrip("/"))
+        return found, closed
 
 
 def sweep_standing(folder: "SweepFolder", own_bytes: int, trials: "Sequence[Standing]") -> Standing:
@@ -80,7 +99,7 @@ def sweep_standing(folder: "SweepFolder", own_bytes: int, trials: "Sequence[Stan
     try:
         spec, known = folder.read_plan().spec, folder.read_trials()
         held, last = lease.is_held(folder.lease), rows.last_end(rows.read(folder.lease).events)
-    except SpecError:
+    except (SpecError, Forbidden):
         state, loss, known = "unreadable", None, []
     else:
         ended = [end for _, end in known if end and end.state == "finished"]
@@ -110,7 +129,7 @@ def standing(folder: "RunFolder", objects: "Sequence[ObjectInfo]") -> Standing:
     ]
     try:
         state, step, loss = _how_it_stands(folder, sizes, max(saved, default=None))
-    except SpecError:
+    except (SpecError, Forbidden):
         state, step, loss = "unreadable", max(saved, default=None), None
     return Standing(
         id=folder.id,

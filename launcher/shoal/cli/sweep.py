@@ -1,6 +1,7 @@
 """sweep: train a job many times, look at the trials, take the best."""
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -36,13 +37,31 @@ SweepId = Annotated[
 ]
 
 
+ELSEWHERE = {
+    "stop": "shoal stop SWEEP", "logs": "shoal logs SWEEP", "runs": "shoal runs", "list": "shoal runs", "ls": "shoal runs",
+    "report": "shoal sweep show SWEEP", "rm": "shoal runs --prune", "export": "shoal sweep best SWEEP --export FOLDER",
+}  # fmt: skip
+"""Words that somebody may expect here, and what does it."""
+
+
 class JobFirst(TyperGroup):
     """`shoal sweep JOB` is `shoal sweep run JOB`: a first word that is no verb is the job file."""
 
     def parse_args(self, ctx, args):
         if args and args[0] not in (*self.commands, "-h", "--help"):
+            _require_job(args[0], list(self.commands))
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+
+def _require_job(word: str, verbs: list[str]) -> None:
+    """SpecError for a word that is a verb elsewhere, or nearly one of these, rather than a file."""
+    if Path(word).exists():
+        return
+    near = get_close_matches(word, verbs, 1, 0.7)
+    if word in ELSEWHERE or near:
+        fix = f"use  {ELSEWHERE[word]}" if word in ELSEWHERE else f"did you mean  shoal sweep {near[0]}?"
+        raise SpecError(Problem(f"shoal sweep {word}", "is no command, and no job file is called so", fix))
 
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from shoal.errors import Problem, StorageError
+from shoal.errors import Forbidden, Problem, StorageError
 from shoal.storage.objects import Children, ObjectInfo, replaced
 
 PARTIAL = ".shoal-part"
@@ -38,7 +38,8 @@ def answering(where: str) -> Iterator[None]:
         raise
     except OSError as error:
         what, fix = REASONS.get(error.errno or 0, (error.strerror or str(error), ""))
-        raise StorageError(Problem(where, what, fix)) from error
+        kind = Forbidden if isinstance(error, PermissionError) else StorageError
+        raise kind(Problem(where, what, fix)) from error
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from shoal import lease
 from shoal.errors import ClusterError, Problem, StorageError, together
 from shoal.record.rows import Row, last_end, read
-from shoal.runs import RunFolder, find_id, is_behind, made_order
+from shoal.runs import RunFolder, find_id, holding, is_behind, made_order, names_run
 from shoal.storage import Storage, absolute, join
 from shoal.submit.dashboard import Job
 from shoal.submit.jobs import Jobs
@@ -102,7 +102,7 @@ def find(beginning: str, storage: Storage, runs_url: str, dashboard: Jobs | None
 
 def _with(name: str, storage: Storage, runs_url: str) -> set[str]:
     """Ids of the folders that hold such a file."""
-    return {one.url.split("/")[-2] for one in storage.list(join(absolute(runs_url), "*", name))}
+    return {id for url in holding(storage, runs_url, name) if names_run(id := url.rpartition("/")[2])}
 
 
 def ask_to_stop(found: Found, dashboard: Jobs | None, by: str, now: bool) -> str:

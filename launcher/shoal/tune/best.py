@@ -110,5 +110,10 @@ def copy_export(best: Best, storage: Storage, path: Path) -> Path:
         raise SpecError(Problem("--export", f"trial {best.trial} did not finish and has no model", fix))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SpecError(Problem("--export", f"{path} is there and not empty", "name a folder that is not there yet"))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"{path} cannot be made: {(error.strerror or str(error)).lower()}"
+        raise SpecError(Problem("--export", what, "name another folder")) from None
     storage.download(best.export.rstrip("/") + "/", path)
     return path

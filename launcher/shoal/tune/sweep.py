@@ -61,6 +61,7 @@ def run_sweep(
 
     Raises: ShoalError; StorageError when there is a sweep of that id.
     """
+    _require_ray(profile)
     folder = SweepFolder.of(storage, profile.storage.runs, plan.sweep_id)
     with held(folder.lease, on_lost=stop.set, on_asked=_asked(on_event, stop)):
         folder.write_plan(plan)
@@ -77,6 +78,7 @@ def resume_sweep(
     backend: RayTrain | None = None,
 ) -> Board:
     """Go on with a sweep: trials that ended are kept, the others continue. One that is finished is shown."""
+    _require_ray(profile)
     plan = folder.read_plan()
     with held(folder.lease, on_lost=stop.set, wait_s=LEASE_S, on_asked=_asked(on_event, stop)):
         if _is_finished(folder):
@@ -85,6 +87,12 @@ def resume_sweep(
             return board(folder)
         with _failing(folder):
             return _drive(plan, folder, profile, storage, on_event, stop, backend)
+
+
+def _require_ray(profile: ClusterProfile) -> None:
+    if profile.kind == "inline":
+        fix = "use --on local, or kind: ray"
+        raise SpecError(Problem("kind", "inline is this process alone, and a sweep needs Ray", fix))
 
 
 @contextmanager
@@ -134,9 +142,6 @@ def _drive(
     stop: threading.Event,
     backend: RayTrain | None,
 ) -> Board:
-    if profile.kind == "inline":
-        fix = "use --on local, or kind: ray"
-        raise SpecError(Problem("kind", "inline is this process alone, and a sweep needs Ray", fix))
     if backend is None:
         # A cluster has room for the sweep when it has for one trial; a Ray of our own is made for all at once.
         place = profile if profile.kind == "local" else trial_profile(plan.spec, profile)
