@@ -172,7 +172,21 @@ def test_no_secret_is_told_anywhere(files: Files, going: str) -> None:
 def test_a_run_without_room_says_what_is_free_and_gives_up(files: Files, going: str) -> None:
     path = files.folder / "wide.yaml"
     on = files.cluster.profile(path, workers=2, wait_s=3, resources_per_worker={"cpu": 2})
-    command = files.cluster.shoal(files.folder / "wide", "run", files.job, "--run-id", "wide-1", "--on", on)
+
+    def shoal(*words: str) -> Command:
+        return files.cluster.shoal(files.folder / f"wide-{time.time_ns()}", *words, "--on", on)
+
+    left = shoal("run", files.job, "--run-id", "wide-1", "--detach")
+    assert left.end() == 0, left.said
+    while files.job_of("wide-1")["status"] in ("PENDING", "RUNNING"):
+        time.sleep(0.5)
+    listed, report = shoal("runs", "--json"), shoal("report", "wide-1")
+    assert listed.end() == 0
+    assert [one["state"] for one in listed.json if one["id"] == "wide-1"] == ["failed"]
+    assert report.end() == 2
+    assert "wide-1: its driver gave up before it had a plan: workers: no room for 3 s for 2 workers" in report.said
+    assert "use its job file again, with --run-id wide-1" in report.said
+    command = shoal("logs", "wide-1", "--follow")
     assert command.end() == 5, command.said
     assert "waiting 3 s for room" in command.said
     assert "error: workers: no room for 3 s for 2 workers of 2 CPU each (pack): free are " in command.said
