@@ -278,6 +278,7 @@ CASES = [
          {**HELD_OUT, "sweep": SOUND}, command=("run", "job.yaml"), on=PROFILE),
     Case("a sweep of none", ("job.yaml: has no `sweep` section; add one",), command=("sweep", "job.yaml"), on=PROFILE),
     Case("no such job", ("jobb.yaml: there is no such job file; did you mean job.yaml?",), command=("sweep", "jobb.yaml")),
+    Case("no profile", ("--on: names no file; give one: is a variable empty?",), command=("runs", "--on", ""), on=None),
     Case("no such sweep", ("nobody: there are no sweeps in",), command=("sweep", "show", "nobody"), on="none.yaml"),
     Case("the best of none", ("nobody: there are no sweeps in",), command=("sweep", "best", "nobody"), on="none.yaml"),
     Case("a page nowhere", ("--html: there is no folder nowhere",),

@@ -161,6 +161,7 @@ ODD = [
     (("sweep", "stop", "fish"), 2, "shoal sweep stop: is no command, and no job file is called so; use  shoal stop SWEEP"),
     (("sweep", "shwo", "fish"), 2, "did you mean  shoal sweep show?"),
     (("sweep", "nobody.yaml"), 2, "nobody.yaml: there is no such job file"),
+    (("sweep", ""), 2, "JOB: names no file; give one: is a variable empty?"),
     (("sweep", "show", " "), 2, "sweep: no sweep was named"),
     (("sweep", "show", "[x"), 2, "[x: no sweep in {place}/runs begins so; the newest are " + SWEEP_ID),
     (("sweep", "show", "../runs"), 2, "../runs: no sweep in {place}/runs begins so"),

@@ -45,7 +45,7 @@ def checked_run_id(given: str | None) -> str | None:
 
 
 def profile_name(on: str | None) -> str:
-    if on:
+    if on is not None:
         return on
     here = Path("cluster/local.yaml")
     return os.environ.get("SHOAL_PROFILE") or (str(here) if here.exists() else "local")

@@ -67,6 +67,9 @@ def load_profile(name_or_path: str | Path) -> ClusterProfile:
 
 def _read(path: str | Path, kind: Kind) -> bytes:
     """The file's text; `env:NAME` is the text that a variable holds, which is how a run that is submitted has its files."""
+    if not str(path).strip():
+        where = {"job": "JOB", "cluster": "--on"}[kind]
+        raise SpecError(Problem(where, "names no file", "give one: is a variable empty?"))
     name = str(path).removeprefix("env:")
     if name != str(path):
         if name not in os.environ:
