@@ -152,7 +152,7 @@ def test_a_store_that_goes_away_for_good(
 ) -> None:
     """Nothing can be written there any more: the driver's last words wait on its machine, and the next one takes them."""
     for module, name in ((saving, "AWAY_S"), (saving, "LEAVING_S"), (faults, "PATIENCE_S"), (launch, "SETTLE_S")):
-        monkeypatch.setattr(module, name, 1.0)
+        monkeypatch.setattr(module, name, 2.0)
     server = store.connection(s3)
     monkeypatch.setenv("VERDICT_ACCESS", server.access_key)
     monkeypatch.setenv("VERDICT_SECRET", server.secret_key)
