@@ -291,6 +291,10 @@ def test_the_best_job_is_the_trials_own_and_needs_no_sweep(tmp_path: Path) -> No
     assert copy_export(found, Storage(), tmp_path / "model").joinpath("weights.txt").read_text() == "of trial 8"
     with pytest.raises(SpecError, match="is there and not empty"):
         copy_export(found, Storage(), tmp_path / "model")
+    assert found.export
+    Storage().delete(f"{found.export}/")
+    with pytest.raises(SpecError, match="trial 8 has no model: its run folder holds none any more"):
+        copy_export(winning(folder), Storage(), tmp_path / "again")
 
 
 def test_before_a_trial_has_finished_the_best_is_the_one_that_is_ahead(tmp_path: Path) -> None:
@@ -300,7 +304,7 @@ def test_before_a_trial_has_finished_the_best_is_the_one_that_is_ahead(tmp_path:
         Storage().delete(folder.run(number).result)
     found = winning(folder)
     assert found.trial == 8 and found.export is None and "no trial of this sweep has finished" in found.words
-    with pytest.raises(SpecError, match="did not finish and has no model"):
+    with pytest.raises(SpecError, match="trial 8 has no model: it did not finish"):
         copy_export(found, Storage(), tmp_path / "model")
 
 

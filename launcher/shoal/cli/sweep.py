@@ -211,7 +211,7 @@ def best(
     out.print(f"job      {path}   (again:  shoal run {path}{options})", markup=False, soft_wrap=True)
     where = found.export if copied is None else copied
     out.print(
-        f"model    {where}" if where else "model    none yet: it did not finish; run its job",
+        f"model    {where}" if where else f"model    none: {found.lack}; run its job",
         markup=False,
         soft_wrap=True,
     )

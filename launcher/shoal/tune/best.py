@@ -10,7 +10,7 @@ from shoal.errors import Problem, SpecError
 from shoal.record.ending import read_result
 from shoal.spec.job import JobSpec
 from shoal.spec.load import parse_job
-from shoal.storage import Storage
+from shoal.storage import Storage, join
 from shoal.tune.board import Board, Standing, board
 from shoal.tune.folder import SweepFolder
 from shoal.tune.space import apply, said
@@ -32,11 +32,16 @@ class Best:
     metric: str
     value: float
     export: str | None
-    """Where its model lies; None for a trial that did not finish."""
+    """Where its model lies; None where there is none."""
     origin: str
     """Under pbt, whose weights it began with; empty where its job alone says it all."""
     text: str
     """Its job file."""
+
+    @property
+    def lack(self) -> str:
+        """Why there is no model."""
+        return "its run folder holds none any more" if self.state == "finished" else "it did not finish"
 
     @property
     def words(self) -> str:
@@ -100,14 +105,15 @@ def _export(folder: SweepFolder, row: Standing) -> str | None:
     run = folder.run(row.number)
     if not folder.storage.exists(run.result):
         return None
-    return read_result(run)["export"]
+    export = read_result(run)["export"]
+    return export if export and folder.storage.list(join(export, "")) else None
 
 
 def copy_export(best: Best, storage: Storage, path: Path) -> Path:
     """The winner's export as files in the folder `path`. Raises: SpecError when there is none, or the folder is not empty."""
     if best.export is None:
         fix = "train it with its job file: shoal run"
-        raise SpecError(Problem("--export", f"trial {best.trial} did not finish and has no model", fix))
+        raise SpecError(Problem("--export", f"trial {best.trial} has no model: {best.lack}", fix))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SpecError(Problem("--export", f"{path} is there and not empty", "name a folder that is not there yet"))
     try:
