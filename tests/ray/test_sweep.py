@@ -252,7 +252,7 @@ def test_a_sweep_gives_up_where_no_trial_has_room_and_goes_on_beside_others(plac
     backend.start()
     launch.prepared_plan(plan.job, profile, storage, backend, lambda event: None)
     node = next(name for name in ray.cluster_resources() if name.startswith("node:") and "head" not in name)
-    taken = [placement_group([{"CPU": ray.available_resources()["CPU"] - 0.1}]), placement_group([{node: 0.9}])]
+    taken = [placement_group([{"CPU": ray.cluster_resources()["CPU"] - 0.1}]), placement_group([{node: 0.9}])]
     assert all(one.wait(30) for one in taken)
     try:
         with pytest.raises(ClusterError, match=r"^trial 1: left: workers: no room for 1 s for 1 worker of 1 CPU each"):
