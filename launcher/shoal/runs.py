@@ -17,6 +17,8 @@ GIVEN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """An id that somebody chose."""
 TRIAL_ID = re.compile(rf"(?P<sweep>{GIVEN_ID.pattern})-(?P<number>\d{{4,5}})")
 """The id of a sweep's trial, which is a run: the sweep's own and the trial's number."""
+PLAN, SWEEP_PLAN, SUBMISSION = "plan.json", "sweep.json", "submission.json"
+"""What makes a folder a run, or a sweep, and what is there before either when it was handed to a cluster."""
 GAVE_UP = "gave_up"
 """In a submission: why its driver left before there was a plan."""
 SHOWN = 8
@@ -50,12 +52,12 @@ class RunFolder:
     @property
     def plan(self) -> str:
         """The Plan, as it was before the first step."""
-        return join(self.url, "plan.json")
+        return join(self.url, PLAN)
 
     @property
     def submission(self) -> str:
         """Who drives a run that was handed to a cluster: there before the plan is."""
-        return join(self.url, "submission.json")
+        return join(self.url, SUBMISSION)
 
     @property
     def job(self) -> str:
@@ -136,7 +138,7 @@ def _is_seen(storage: Storage, url: str) -> bool:
 
 def list_runs(storage: Storage, runs_url: str) -> list[RunFolder]:
     """The runs that have a plan, oldest first; those whose id says no time come before all."""
-    runs = [RunFolder(storage, url) for url in holding(storage, runs_url, "plan.json")]
+    runs = [RunFolder(storage, url) for url in holding(storage, runs_url, PLAN)]
     return sorted((run for run in runs if names_run(run.id)), key=lambda run: made_order(run.id))
 
 
@@ -166,7 +168,7 @@ def gave_up(folder: RunFolder) -> str:
 
 def require_begun(storage: Storage, runs_url: str, beginning: str) -> None:
     """SpecError for the beginning of an id of what was handed to a cluster and has no plan, with what became of it."""
-    for url in holding(storage, runs_url, "submission.json"):
+    for url in holding(storage, runs_url, SUBMISSION):
         folder = RunFolder(storage, url)
         if not beginning.strip() or not folder.id.startswith(beginning):
             continue
@@ -192,7 +194,7 @@ def names_run(name: str) -> bool:
 
 def find_run(storage: Storage, runs_url: str, beginning: str) -> RunFolder:
     """The one run whose id begins so, or is just so; SpecError lists the candidates, or the nearest ids."""
-    sweeps = {url.rpartition("/")[2] for url in holding(storage, runs_url, "sweep.json")}
+    sweeps = {url.rpartition("/")[2] for url in holding(storage, runs_url, SWEEP_PLAN)}
     runs = {run.id: run for run in list_runs(storage, runs_url) if not is_behind(run.id, beginning, sweeps)}
     meant = sorted(one for one in sweeps if beginning.strip() and one.startswith(beginning))
     if meant and not any(one.startswith(beginning) for one in runs):

@@ -49,7 +49,7 @@ class Standing:
 
 def survey(storage: "Storage", runs_url: str) -> list[Standing]:
     """All runs, sweeps and trials, newest first, from one listing and a short read of each."""
-    from shoal.runs import TRIAL_ID, RunFolder, gave_up, list_runs, made_order, names_run
+    from shoal.runs import SUBMISSION, TRIAL_ID, RunFolder, gave_up, list_runs, made_order, names_run
     from shoal.tune.folder import list_sweeps
 
     objects, closed = _visible(storage, runs_url)
@@ -63,8 +63,8 @@ def survey(storage: "Storage", runs_url: str) -> list[Standing]:
     for folder in (RunFolder(storage, url) for url in closed):
         if names_run(folder.id) and folder.id not in begun:
             found.append(standing(folder, []))
-    for url in (one.url for one in objects if one.url.endswith("/submission.json")):
-        folder = RunFolder(storage, url.removesuffix("/submission.json"))
+    for url in (one.url for one in objects if one.url.endswith(f"/{SUBMISSION}")):
+        folder = RunFolder(storage, url.removesuffix(f"/{SUBMISSION}"))
         if folder.id not in begun:
             own = [one for one in objects if one.url.startswith(f"{folder.url}/")]
             found.append(replace(standing(folder, own), state="failed" if gave_up(folder) else "submitted"))

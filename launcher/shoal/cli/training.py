@@ -107,6 +107,7 @@ def run(
     With --run-id the very same command does, as often as a scheduler submits it.
     """
     from shoal import launch
+    from shoal.runs import SWEEP_PLAN
     from shoal.storage import join
 
     loaded, profile = load_both(job, set_, on)
@@ -118,7 +119,7 @@ def run(
         return
 
     def begin(storage: "Storage", backend: "Backend", on_event: "OnEvent", stop: "threading.Event") -> "Outcome":
-        if run_id and storage.exists(join(profile.storage.runs, run_id, "sweep.json")):
+        if run_id and storage.exists(join(profile.storage.runs, run_id, SWEEP_PLAN)):
             raise SpecError(Problem(f"--run-id {run_id}", "is a sweep, not a run", "give the run another id"))
         return launch.run(loaded, profile, storage, backend, on_event, stop, run_id)
 

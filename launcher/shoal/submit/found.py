@@ -5,16 +5,11 @@ from dataclasses import dataclass
 from shoal import lease
 from shoal.errors import ClusterError, Problem, StorageError, together
 from shoal.record.rows import Row, last_end, read
-from shoal.runs import RunFolder, find_id, holding, is_behind, made_order, names_run
+from shoal.runs import PLAN, SUBMISSION, SWEEP_PLAN, RunFolder, find_id, holding, is_behind, made_order, names_run
 from shoal.storage import Storage, absolute, join
 from shoal.submit.dashboard import Job
 from shoal.submit.jobs import Jobs
 from shoal.submit.submission import RUN, SWEEP
-
-RUN_PLAN, SWEEP_PLAN = "plan.json", "sweep.json"
-"""What a driver writes into its folder first."""
-SUBMISSION = "submission.json"
-"""What is written into it when the run is handed over."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ class Found:
 
 def has_begun(folder: RunFolder) -> bool:
     """Whether its driver has made a plan. Raises: StorageError."""
-    return any(folder.storage.exists(join(folder.url, name)) for name in (RUN_PLAN, SWEEP_PLAN))
+    return any(folder.storage.exists(join(folder.url, name)) for name in (PLAN, SWEEP_PLAN))
 
 
 def find(beginning: str, storage: Storage, runs_url: str, dashboard: Jobs | None) -> Found:
@@ -82,7 +77,7 @@ def find(beginning: str, storage: Storage, runs_url: str, dashboard: Jobs | None
     sweeps = {job.metadata[RUN] for job in jobs if SWEEP in job.metadata}
     try:
         begun = _with(SWEEP_PLAN, storage, runs_url)
-        stored = begun | _with(RUN_PLAN, storage, runs_url) | _with(SUBMISSION, storage, runs_url)
+        stored = begun | _with(PLAN, storage, runs_url) | _with(SUBMISSION, storage, runs_url)
         sweeps |= begun
         in_sight = True
     except StorageError as error:

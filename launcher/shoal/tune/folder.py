@@ -7,7 +7,7 @@ from typing import Any, Literal
 import yaml
 
 from shoal.errors import Problem, SpecError
-from shoal.runs import GIVEN_ID, TRIAL_ID, RunFolder, find_id, holding, list_runs, made_order, require_begun
+from shoal.runs import GIVEN_ID, SWEEP_PLAN, TRIAL_ID, RunFolder, find_id, holding, list_runs, made_order, require_begun
 from shoal.spec.base import Frozen, unreadable
 from shoal.spec.job import JobSpec
 from shoal.spec.sweep import SweepSpec
@@ -109,7 +109,7 @@ class SweepFolder:
     @property
     def plan(self) -> str:
         """The SweepPlan: a sweep exists when this does."""
-        return join(self.url, "sweep.json")
+        return join(self.url, SWEEP_PLAN)
 
     @property
     def job(self) -> str:
@@ -193,7 +193,7 @@ class SweepFolder:
 
 def list_sweeps(storage: Storage, runs_url: str) -> list[SweepFolder]:
     """The sweeps, oldest first; those whose id says no time come before all."""
-    sweeps = [SweepFolder(storage, url) for url in holding(storage, runs_url, "sweep.json")]
+    sweeps = [SweepFolder(storage, url) for url in holding(storage, runs_url, SWEEP_PLAN)]
     return sorted((one for one in sweeps if GIVEN_ID.fullmatch(one.id)), key=lambda one: made_order(one.id))
 
 
